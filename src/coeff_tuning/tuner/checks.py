@@ -1,0 +1,188 @@
+"""Checks that keep coefficients from being silently unused, half loaded or lost beside another PEFT method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+
+from coeff_tuning.errors import AdapterMismatchError, AdapterNotAppliedError, CombinationError
+from coeff_tuning.tuner.config import CoeffConfig
+from coeff_tuning.tuner.layer import CHILD_NAME, COEFF_PREFIX, CoeffLayer
+
+LAYER_DROP_NAMES = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+ORDER_ADVICE = (
+    "Attach the other method first with get_peft_model, then the coefficients with "
+    "coeff_tuning.add_coeff(peft_model, CoeffConfig(...))."
+)
+
+
+def coeff_layers(model: nn.Module) -> Iterator[tuple[str, CoeffLayer]]:
+    """Name and layer of every `CoeffLayer` in a model.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Pairs of full name and layer.
+    """
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, CoeffLayer))
+
+
+# The first forward pass
+
+
+def watch_first_pass(model: nn.Module) -> None:
+    """Check in the next forward passes, until one succeeds, that every coefficient takes part.
+
+    Args:
+        model: the model that coefficients were just attached to.
+    """
+    unwatch(model)
+    model.register_forward_pre_hook(_before_pass)
+    model.register_forward_hook(_after_pass)
+
+
+def unwatch(model: nn.Module) -> None:
+    """Remove the hooks of `watch_first_pass`.
+
+    Args:
+        model: the model.
+    """
+    for hooks, own in ((model._forward_pre_hooks, _before_pass), (model._forward_hooks, _after_pass)):
+        for key in [key for key, hook in hooks.items() if hook is own]:
+            del hooks[key]
+
+
+def _before_pass(model: nn.Module, args: Any) -> None:
+    configs: Mapping[str, PeftConfig] = getattr(model, "peft_config", {})
+    kinds = [isinstance(config, CoeffConfig) for config in configs.values()]
+    orphans = {
+        adapter
+        for _, layer in coeff_layers(model)
+        for adapter in layer.coeff_delta
+        if not isinstance(configs.get(adapter), CoeffConfig)
+    }
+    if kinds and (orphans or (kinds[0] and not all(kinds))):
+        raise CombinationError(
+            f"Coefficients must be attached after the other PEFT method; {type(model).__name__} had coefficients first "
+            f"and now holds {[str(config.peft_type.value) for config in configs.values()]}, and a save would lose the "
+            f"coefficients. {ORDER_ADVICE}"
+        )
+
+
+def _after_pass(model: nn.Module, args: Any, output: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    config = getattr(model, "config", None)
+    if model.training and any(getattr(config, name, 0) for name in LAYER_DROP_NAMES):
+        unused = [name for name, layer in coeff_layers(model) if not layer.was_applied]
+        if not unused:
+            unwatch(model)
+        return  # a layer skipped at random now is reached in a later pass
+    configs: Mapping[str, PeftConfig] = getattr(model, "peft_config", {})
+    layers = list(coeff_layers(model))
+    unused = [
+        name.removesuffix(f".{CHILD_NAME}")
+        for name, layer in layers
+        if not layer.was_applied and any(not getattr(configs.get(a), "allow_unused", False) for a in layer.coeff_delta)
+    ]
+    if unused:
+        raise AdapterNotAppliedError(
+            f"Every attention module with coefficients must take part in a forward pass; {len(unused)} of "
+            f"{len(layers)} did not: {unused[:6]}. Restrict target_modules to the part of the model that you run, or "
+            "accept it with CoeffConfig(allow_unused=True)."
+        )
+    unwatch(model)
+
+
+# Loading
+
+
+def require_fit(model: nn.Module, adapter_name: str, state_dict: Mapping[str, Tensor]) -> None:
+    """Raise unless saved coefficients fit a model's layers one to one.
+
+    Args:
+        model: model with the adapter attached.
+        adapter_name: name of the adapter that is being loaded.
+        state_dict: its tensors, with keys as in the model's own state dict.
+
+    Raises:
+        AdapterMismatchError: a layer has no saved coefficients, saved coefficients have no layer, or sizes differ.
+    """
+    expected = {
+        f"{name}.{COEFF_PREFIX}.{adapter_name}": layer.coeff_delta[adapter_name].shape
+        for name, layer in coeff_layers(model)
+        if adapter_name in layer.coeff_delta
+    }
+    saved = {key: value.shape for key, value in state_dict.items() if f"{CHILD_NAME}.{COEFF_PREFIX}" in key}
+    missing, foreign = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
+    if missing or foreign:
+        raise AdapterMismatchError(
+            f"Saved coefficients must fit the model's {len(expected)} adapted attention modules one to one; "
+            f"{len(missing)} modules have none saved {_first(missing)} and {len(foreign)} saved matrices have no "
+            f"module {_first(foreign)}. Load the adapter into the model that it was trained on."
+        )
+    sizes = [key for key in expected if expected[key] != saved[key]]
+    if sizes:
+        raise AdapterMismatchError(
+            f"Saved coefficients must be (H, H) for the heads of their module; {sizes[0]} is "
+            f"{tuple(saved[sizes[0]])} in the file and {tuple(expected[sizes[0]])} in the model. Load the adapter into "
+            "the model that it was trained on."
+        )
+
+
+def _first(keys: list[str]) -> str:
+    return f"(first: {keys[0]})" if keys else "(none)"
+
+
+# Combining
+
+
+def require_fresh(model: nn.Module) -> None:
+    """Raise if a model carries another PEFT method already, so that `get_peft_model` would stack two PeftModels.
+
+    Args:
+        model: the model about to get coefficients.
+
+    Raises:
+        CombinationError: it does.
+    """
+    configs: Any = getattr(model, "peft_config", {})
+    others = [name for name, config in configs.items() if not isinstance(config, CoeffConfig)]
+    if isinstance(model, PeftModel) or others:
+        raise CombinationError(
+            f"CoeffConfig needs a model without other adapters in get_peft_model; this {type(model).__name__} carries "
+            f"{others or list(configs)}, and two stacked PeftModels cannot be saved and loaded. {ORDER_ADVICE}"
+        )
+
+
+def require_summable(
+    configs: Mapping[str, PeftConfig], adapters: Sequence[str], weights: Sequence[float], adapter_name: str
+) -> None:
+    """Raise unless a weighted sum of adapters has a meaning.
+
+    Args:
+        configs: configs of the adapters that exist.
+        adapters: names to add up.
+        weights: one weight for each.
+        adapter_name: name of the sum.
+
+    Raises:
+        ValueError: it has none; the message says why.
+    """
+    unknown = [name for name in adapters if not isinstance(configs.get(name), CoeffConfig)]
+    if unknown or not adapters:
+        raise ValueError(f"adapters must name coefficient adapters among {list(configs)}; got {list(adapters)}.")
+    if len(adapters) != len(weights) or len(set(adapters)) != len(adapters):
+        raise ValueError(
+            f"There must be one weight for each adapter, and each adapter once; got {list(adapters)} and {list(weights)}."
+        )
+    if adapter_name in configs:
+        raise ValueError(f"adapter_name must be a new name; {adapter_name!r} exists already.")
+    kinds = {configs[name].parameterization for name in adapters}
+    if len(kinds) > 1:
+        raise ValueError(f"adapters must all be residual or all be direct; {list(adapters)} are {sorted(kinds)}.")

@@ -1,0 +1,187 @@
+"""Coefficients beside another PEFT method in one PeftModel: add them, and load them back."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import model as lora_model
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import CONFIG_NAME
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from coeff_tuning.errors import AdapterFileError, CombinationError
+from coeff_tuning.tuner.checks import ORDER_ADVICE
+from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig
+from coeff_tuning.tuner.model import CoeffModel
+
+
+class _BesideModel(CoeffModel):
+    """A tuner that may join the adapters that a model has already."""
+
+    needs_fresh_model = False
+
+
+def add_coeff(peft_model: PeftModel, config: CoeffConfig, adapter_name: str = "coeff") -> PeftModel:
+    """Add coefficients to a model that carries LoRA, DoRA or another PEFT method already.
+
+    The other method keeps its adapter, its trained head and its active state; `save_pretrained(folder)` then writes
+    its adapter to `folder` and the coefficients to `folder/<adapter_name>`.
+
+    Args:
+        peft_model: model with the other method, made by `get_peft_model`; changed in place.
+        config: the coefficients. A head belongs to the other method: leave `modules_to_save` out.
+        adapter_name: name of the coefficient adapter; must be new.
+
+    Returns:
+        `peft_model`.
+
+    Raises:
+        TypeError: the arguments are not a PeftModel and a CoeffConfig.
+        CombinationError: the model has no other method, is a stack of PeftModels, uses prompt learning, or `config`
+            asks for `modules_to_save`.
+        ValueError: the name is taken, or the config names modules that do not exist.
+        UnsupportedModelError: no attention module of the model can get coefficients.
+
+    Example:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from transformers import ViTConfig, ViTModel
+        >>> vit = ViTModel(ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=8))
+        >>> model = add_coeff(get_peft_model(vit, LoraConfig(target_modules=["q_proj"])), CoeffConfig())
+        >>> list(model.peft_config)
+        ['default', 'coeff']
+    """
+    _check_arguments(peft_model, config, adapter_name)
+    base = peft_model.get_base_model()
+    config.base_model_name_or_path = base.__dict__.get("name_or_path", None) or None
+    with _kept(base), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        try:
+            _BesideModel(base, config, adapter_name)
+        except Exception:
+            base.peft_config.pop(adapter_name, None)
+            raise
+    base.register_forward_pre_hook(_refuse_mixed_batch)
+    return peft_model
+
+
+def load_coeff(
+    model: nn.Module, path: str | os.PathLike[str], adapter_name: str | None = None, is_trainable: bool = False
+) -> PeftModel:
+    """Load saved coefficients, and the PEFT method that was saved with them.
+
+    Args:
+        model: the base model, or a PeftModel that has the other method already.
+        path: folder of the coefficients, or the folder of the whole combination.
+        adapter_name: name in the model; default: the name of the coefficients' folder in a combination, else
+            "default" for coefficients alone and "coeff" beside another method. Loading over an existing coefficient
+            adapter replaces its numbers in place.
+        is_trainable: leave the adapters trainable; otherwise they are frozen and the model is set to evaluation.
+
+    Returns:
+        The PeftModel: `model` itself if it is one.
+
+    Raises:
+        AdapterFileError: `path` holds no coefficients, several, or a file that cannot be read.
+        AdapterMismatchError: the coefficients do not fit the model.
+        CombinationError: the adapters on the model cannot be combined with them.
+    """
+    root, folder = Path(path), _find_coeff_folder(Path(path))
+    if not isinstance(model, PeftModel):
+        if folder == root:
+            name = adapter_name or "default"
+            return PeftModel.from_pretrained(model, str(root), adapter_name=name, is_trainable=is_trainable)
+        model = PeftModel.from_pretrained(model, str(root), is_trainable=is_trainable)
+    name = adapter_name or ("coeff" if folder == root else folder.name)
+    if name in model.peft_config or isinstance(model.base_model, CoeffModel):
+        model.load_adapter(str(folder), name, is_trainable=is_trainable)
+        return model
+    config = CoeffConfig.from_pretrained(str(folder))
+    config.inference_mode = not is_trainable
+    add_coeff(model, config, name)
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name=name)
+    if not is_trainable:
+        model.eval()
+    return model
+
+
+def _check_arguments(peft_model: Any, config: Any, adapter_name: str) -> None:
+    if not isinstance(peft_model, PeftModel):
+        raise TypeError(
+            f"add_coeff needs a PeftModel with another method; got {type(peft_model).__name__}. For coefficients alone "
+            "use peft.get_peft_model(model, CoeffConfig(...))."
+        )
+    if not isinstance(config, CoeffConfig):
+        raise TypeError(f"config must be a CoeffConfig; got {type(config).__name__}.")
+    tuner = peft_model.base_model
+    if not isinstance(tuner, BaseTuner) or isinstance(tuner, CoeffModel):
+        raise CombinationError(
+            f"add_coeff needs a method that adapts layers, such as LoRA, on the model; it has "
+            f"{type(tuner).__name__}. For a further coefficient adapter use peft_model.add_adapter(name, config)."
+        )
+    if isinstance(peft_model.get_base_model(), PeftModel):
+        raise CombinationError(f"add_coeff needs one PeftModel; this is a PeftModel in a PeftModel. {ORDER_ADVICE}")
+    if config.modules_to_save:
+        raise CombinationError(
+            f"modules_to_save={config.modules_to_save} must be given to the method that was attached first, which owns "
+            "the trained head; leave it out of CoeffConfig."
+        )
+    if adapter_name in peft_model.peft_config:
+        raise ValueError(f"adapter_name must be new; the model has {list(peft_model.peft_config)}.")
+
+
+@contextmanager
+def _kept(model: nn.Module) -> Iterator[None]:
+    """Keep what is trainable, and which saved head is active, as it was."""
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    heads = {m: m._active_adapter for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper)}
+    try:
+        yield
+    finally:
+        for wrapper, active in heads.items():
+            wrapper._active_adapter = active
+        for parameter, requires_grad in trainable.items():
+            parameter.requires_grad = requires_grad
+
+
+def _refuse_mixed_batch(model: nn.Module, args: Any) -> None:
+    """Raise if LoRA is about to run a mixed batch, in which the coefficients would act on every sample."""
+    layer = next((m for m in model.modules() if isinstance(m, LoraLayer)), None)
+    hooks = layer._forward_pre_hooks.values() if isinstance(layer, nn.Module) else ()
+    if any(getattr(hook, "func", None) is lora_model._adapter_names_pre_forward_hook for hook in hooks):
+        raise CombinationError(
+            "adapter_names=[...] must name one method's adapters; this model combines LoRA with coefficients, which "
+            "would act on every sample of the batch. Run the samples of each adapter in a batch of their own."
+        )
+
+
+def _find_coeff_folder(path: Path) -> Path:
+    """The folder at or directly below `path` that holds coefficients."""
+    found = [
+        config.parent
+        for config in [path / CONFIG_NAME, *sorted(path.glob(f"*/{CONFIG_NAME}"))]
+        if config.is_file() and _peft_type(config) == PEFT_TYPE
+    ]
+    if path in found:
+        return path
+    if len(found) != 1:
+        raise AdapterFileError(
+            f"{path} must hold saved coefficients, in {CONFIG_NAME} of it or of one folder in it; it holds "
+            f"{[str(f.name) for f in found] or 'none'}. Name the folder that holds them."
+        )
+    return found[0]
+
+
+def _peft_type(config: Path) -> str | None:
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("peft_type")  # type: ignore[no-any-return]
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise AdapterFileError(f"{config} must be a JSON object; it cannot be read ({error}).") from None

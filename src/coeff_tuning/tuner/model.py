@@ -1,0 +1,218 @@
+"""CoeffModel: attaches coefficients to the attention modules of a model, and takes them off again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from coeff_tuning.binders import find_binder
+from coeff_tuning.errors import MergeError
+from coeff_tuning.tuner import checks, mixed_batch
+from coeff_tuning.tuner.config import CoeffConfig
+from coeff_tuning.tuner.layer import CHILD_NAME, COEFF_PREFIX, CoeffLayer
+from coeff_tuning.tuner.targets import find_targets, is_excluded
+
+
+class CoeffModel(BaseTuner):  # type: ignore[misc]
+    """The tuner behind `get_peft_model(model, CoeffConfig())`.
+
+    Each adapted attention module gets one child, a `CoeffLayer`; nothing is wrapped or replaced, so module paths and
+    the state-dict keys of the model stay as they are.
+
+    Args:
+        model: the model to adapt.
+        *args: `peft_config`, `adapter_name`, `low_cpu_mem_usage` and `state_dict` of PEFT's tuners.
+        **kwargs: the same, by name.
+
+    Raises:
+        UnsupportedModelError: no attention module of the model can get coefficients.
+        ValueError: the config names modules or layers that do not exist.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from transformers import ViTConfig, ViTModel
+        >>> vit = ViTModel(ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=8))
+        >>> get_peft_model(vit, CoeffConfig()).print_trainable_parameters()  # 2 layers x 3 x 3
+        trainable params: 18 || all params: ...
+    """
+
+    prefix = COEFF_PREFIX
+    tuner_layer_cls = CoeffLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (the base class declares it so)
+
+    needs_fresh_model = True
+
+    # Attaching
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if self.needs_fresh_model:
+            checks.require_fresh(model)
+        super().__init__(model, *args, **kwargs)
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Attach an adapter; see `peft.tuners.tuners_utils.BaseTuner.inject_adapter`.
+
+        Args:
+            model: the model.
+            adapter_name: name of the adapter.
+            *args: passed on.
+            state_dict: attach to the modules that these saved keys name.
+            **kwargs: passed on.
+        """
+        if state_dict is not None:  # PEFT finds the target as what stands before ".coeff_delta"
+            state_dict = {key.replace(f".{CHILD_NAME}.", "."): value for key, value in state_dict.items()}
+        super().inject_adapter(model, adapter_name, *args, state_dict=state_dict, **kwargs)
+        checks.watch_first_pass(model)
+
+    def _prepare_adapter_config(self, peft_config: CoeffConfig, model_config: dict[str, Any]) -> CoeffConfig:
+        return peft_config
+
+    def _prepare_model(self, peft_config: CoeffConfig, model: nn.Module) -> None:
+        names = find_targets(model, peft_config)
+        for name in names:  # every refusal comes before the first change
+            module = model.get_submodule(name)
+            find_binder(module).num_heads(module)  # type: ignore[union-attr]
+        self._targets = set(names)
+
+    def _check_target_module_exists(self, peft_config: CoeffConfig, key: str) -> bool | _ExcludedModule:
+        if is_excluded(peft_config, key):
+            return _ExcludedModule()
+        return key in self._targets
+
+    def _create_and_replace(
+        self,
+        peft_config: CoeffConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        layer = getattr(target, CHILD_NAME, None)
+        if layer is None:
+            binder = find_binder(target)
+            assert binder is not None, f"{current_key} was chosen as a target and no binder serves it"
+            host = next((p for p in target.parameters() if p.is_floating_point()), torch.empty(0))
+            layer = CoeffLayer(binder.num_heads(target), host.device, host.dtype)
+            layer.train(target.training)
+            setattr(target, CHILD_NAME, layer)
+            binder.bind(target)
+        layer.update_layer(adapter_name, peft_config)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Keep coefficients in float32; with `autocast_adapter_dtype=False`, in the dtype of their module."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for layer in self._layers():
+                if adapter_name in layer.coeff_delta:
+                    layer.coeff_delta[adapter_name].data = layer.coeff_delta[adapter_name].data.to(
+                        layer.host_marker.dtype
+                    )
+
+    # Loading
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: CoeffConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+        checks.require_fit(model, adapter_name, remapped)
+        return remapped
+
+    # Using
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active adapter(s).
+
+        A trained head of another PEFT method on the same model stays active; PEFT would switch off every saved module
+        that has no copy under `adapter_name`, and the classifier that LoRA trained would be bypassed.
+
+        Args:
+            adapter_name: one name or several.
+            inference_mode: leave the adapter frozen.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        heads = {
+            wrapper: list(wrapper.active_adapters)
+            for wrapper in self.model.modules()
+            if isinstance(wrapper, AuxiliaryTrainingWrapper) and not set(names) & set(wrapper._adapters)
+        }
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        own = {name for name, config in self.peft_config.items() if isinstance(config, CoeffConfig)}
+        for wrapper, active in heads.items():
+            foreign = [name for name in active if name not in own]
+            if foreign:
+                wrapper.set_adapter(foreign)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with mixed_batch.sample_adapters(self.model, self.training, kwargs):
+            yield
+
+    def add_weighted_adapter(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str
+    ) -> None:
+        """Make a new adapter from a weighted sum of others: `coeff = I + sum_a weights[a] * (coeff_a - I)`.
+
+        Args:
+            adapters: names of existing adapters, all residual or all direct.
+            weights: one weight for each. A single adapter with weight 1.0 is copied exactly.
+            adapter_name: name of the new adapter; it is not made active.
+
+        Raises:
+            ValueError: unknown adapters, a name that exists, other numbers of names and weights, or adapters of both
+                parameterizations.
+        """
+        checks.require_summable(self.peft_config, adapters, weights, adapter_name)
+        first: CoeffConfig = self.peft_config[adapters[0]]
+        targets = sorted(name for name, m in self._named_layers() if set(adapters) & set(m.coeff_delta))
+        self.peft_config[adapter_name] = CoeffConfig(
+            task_type=first.task_type,
+            target_modules=[name.removesuffix(f".{CHILD_NAME}") for name in targets],
+            coeff_dropout=first.coeff_dropout,
+            parameterization=first.parameterization,
+            inference_mode=first.inference_mode,
+            base_model_name_or_path=first.base_model_name_or_path,
+            allow_unused=first.allow_unused,
+        )
+        self.inject_adapter(self.model, adapter_name)
+        for layer in self._layers():
+            if adapter_name in layer.coeff_delta:
+                layer.set_weighted_sum(adapter_name, dict(zip(adapters, weights, strict=True)))
+
+    # Taking off
+
+    def _check_merge_allowed(self) -> None:
+        raise MergeError(
+            "Coefficients cannot be merged into the base weights: an entry that feeds head i into head h with another "
+            "value head makes the product of value and output projection of head h have a rank above the head size. "
+            "Keep the adapter attached (save_pretrained writes a few kilobytes), or call unload() for the base model."
+        )
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        if merge:
+            self._check_merge_allowed()
+        for module in list(self.model.modules()):
+            if isinstance(getattr(module, CHILD_NAME, None), CoeffLayer):
+                find_binder(module).unbind(module)  # type: ignore[union-attr]
+                delattr(module, CHILD_NAME)
+        checks.unwatch(self.model)
+        return super()._unload_and_optionally_merge(merge=False, **kwargs)  # saved modules, and peft_config
+
+    def _named_layers(self) -> list[tuple[str, CoeffLayer]]:
+        return [(n, m) for n, m in self.model.named_modules() if isinstance(m, CoeffLayer)]
+
+    def _layers(self) -> list[CoeffLayer]:
+        return [layer for _, layer in self._named_layers()]
+

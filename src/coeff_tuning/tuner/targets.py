@@ -1,0 +1,125 @@
+"""Which attention modules of a model get coefficients. Every wish that cannot be met raises before anything changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from torch import nn
+
+from coeff_tuning.binders import find_binder
+from coeff_tuning.errors import UnsupportedModelError
+from coeff_tuning.tuner.config import ALL_ATTENTION, CoeffConfig
+
+# The first number in a module's name is its layer, as in PEFT.
+LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+
+
+def find_targets(model: nn.Module, config: CoeffConfig) -> list[str]:
+    """Names of the modules that get coefficients.
+
+    Args:
+        model: the model.
+        config: its `target_modules`, `exclude_modules` and `layers_to_transform`.
+
+    Returns:
+        Names in the model's own order; never empty.
+
+    Raises:
+        UnsupportedModelError: the model has no attention module that a binder serves, or a target names one that none
+            serves.
+        ValueError: a target, a layer number or the combination of all settings matches nothing.
+    """
+    served = [name for name, module in model.named_modules() if find_binder(module) is not None]
+    if not served:
+        raise UnsupportedModelError(_nothing_served(model))
+    wanted = _wanted(model, served, config.target_modules)
+    kept = [name for name in wanted if not is_excluded(config, name)]
+    kept = _in_layers(kept, config.layers_to_transform)
+    if not kept:
+        raise ValueError(
+            f"At least one attention module must be left to adapt; exclude_modules={config.exclude_modules!r} removes "
+            f"all of {_some(wanted)}."
+        )
+    return kept
+
+
+def is_excluded(config: CoeffConfig, name: str) -> bool:
+    """Whether `exclude_modules` names this module.
+
+    Args:
+        config: the config.
+        name: full name of a module.
+
+    Returns:
+        Whether it is left alone.
+    """
+    return config.exclude_modules is not None and _matches(name, config.exclude_modules)
+
+
+def _matches(name: str, patterns: Iterable[str] | str) -> bool:
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, name) is not None
+    return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns)
+
+
+def _wanted(model: nn.Module, served: list[str], targets: Iterable[str] | str | None) -> list[str]:
+    if targets is None or targets == ALL_ATTENTION:
+        return served
+    entries = [targets] if isinstance(targets, str) else list(targets)
+    wanted: set[str] = set()
+    for entry in entries:
+        pattern: Iterable[str] | str = entry if isinstance(targets, str) else [entry]
+        matched = [name for name, _ in model.named_modules() if name and _matches(name, pattern)]
+        hits = [name for name in matched if name in served]
+        strangers = [name for name in matched if not _related(name, served)]
+        if not matched:
+            raise ValueError(
+                f"target_modules entry {entry!r} must match an attention module; it matches no module at all. The "
+                f"attention modules of {type(model).__name__} are {_some(served)}."
+            )
+        if strangers or not hits:
+            name = (strangers or matched)[0]
+            raise UnsupportedModelError(
+                f"target_modules entry {entry!r} must match attention modules that can get coefficients; it matches "
+                f"{name!r}, a {type(model.get_submodule(name)).__name__}. The attention modules of "
+                f"{type(model).__name__} that can are {_some(served)}."
+            )
+        wanted.update(hits)
+    return [name for name in served if name in wanted]
+
+
+def _related(name: str, served: list[str]) -> bool:
+    """Whether a module is served, lies inside a served one or contains one."""
+    return any(
+        name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in served
+    )
+
+
+def _in_layers(names: list[str], layers: list[int] | int | None) -> list[str]:
+    if layers is None:
+        return names
+    numbers = [layers] if isinstance(layers, int) else layers
+    found = {name: int(match[1]) for name in names if (match := LAYER_NUMBER.search(name))}
+    unknown = sorted(set(numbers) - set(found.values()))
+    if unknown:
+        raise ValueError(
+            f"layers_to_transform must name layers with attention modules; {unknown} are not among "
+            f"{sorted(set(found.values()))}."
+        )
+    return [name for name in names if found.get(name) in numbers]
+
+
+def _nothing_served(model: nn.Module) -> str:
+    classes = sorted({type(m).__name__ for m in model.modules() if "attention" in type(m).__name__.lower()})
+    return (
+        f"{type(model).__name__} must have attention modules that look their attention up in transformers' "
+        f"ALL_ATTENTION_FUNCTIONS; its attention classes {classes or '(none found)'} do not, so coefficients would "
+        "never be used. Use a model of another family (see docs/models.md), or call coeff_tuning.coeff_attention with "
+        "a CoeffLayer in your own attention module."
+    )
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
