@@ -1,0 +1,47 @@
+"""One attention call, checked and brought to a canonical form: what every backend receives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call of `coeff_attention` after its checks; `H` is a multiple of `Hkv`.
+
+    Attributes:
+        query: `(B, H, L, E)`.
+        key: `(B, Hkv, S, E)`, dtype and device of `query`.
+        value: `(B, Hkv, S, Ev)`, dtype and device of `query`.
+        coeff: `(H, H)` or `(B, H, H)` in any float dtype; None stands for the identity.
+        attn_mask: 4 dimensions, each 1 or that of `(B, H, L, S)`; bool (True takes part) or float (added).
+        dropout_p: chance to zero an entry of a map, in `[0, 1)`.
+        is_causal: query `i` sees keys `0..i`. Never together with `attn_mask`.
+        scale: factor on the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    coeff: Tensor | None
+    attn_mask: Tensor | None
+    dropout_p: float
+    is_causal: bool
+    scale: float
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of scores, maps and sums for inputs of `dtype`: float64 stays, all else is float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dead_rows(mask: Tensor) -> Tensor:
+    """Queries that a mask `(..., L, S)` leaves nothing to attend to: bool, `(..., L, 1)`."""
+    if mask.dtype == torch.bool:
+        return ~mask.any(-1, keepdim=True)
+    return mask.amax(-1, keepdim=True) == -torch.inf

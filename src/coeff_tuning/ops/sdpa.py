@@ -1,0 +1,78 @@
+"""Plain attention by torch's own kernel, for coefficients that are known to be the identity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from coeff_tuning.ops.registry import Backend
+from coeff_tuning.ops.request import Request, dead_rows
+
+
+def supports(request: Request) -> tuple[bool, str]:
+    """Refuses unless `coeff` is None or can be seen, at no cost, to be the identity."""
+    coeff = request.coeff
+    if coeff is None:
+        return True, ""
+    if torch.compiler.is_compiling():
+        return False, "needs coeff=None under torch.compile, where the values of coeff cannot be read."
+    if coeff.requires_grad:
+        return False, "needs a frozen coeff, got one that requires grad."
+    if coeff.device.type != "cpu":
+        return False, f"needs coeff=None or a coeff on the CPU, got one on {coeff.device.type}."
+    if not _readable(coeff):
+        return False, "needs a plain coeff, got one inside a torch.func transform or of a tensor subclass."
+    identity = torch.eye(coeff.shape[-1], dtype=coeff.dtype)
+    if not torch.equal(coeff, identity.expand_as(coeff)):
+        return False, "needs the identity, got other coefficients."
+    return True, ""
+
+
+def sdpa_attention(request: Request) -> Tensor:
+    """Scaled dot-product attention by torch; `coeff` is not looked at.
+
+    Args:
+        request: a call that `supports` accepted.
+
+    Returns:
+        `(B, H, L, Ev)`, dtype of `query`.
+
+    Cost: that of `torch.nn.functional.scaled_dot_product_attention`.
+    """
+    mask, dead = request.attn_mask, None
+    # torch's CPU kernels give zeros for a query with nothing to attend to; its other kernels need not.
+    if mask is not None and mask.device.type != "cpu":
+        mask, dead = open_dead_rows(mask)
+    out = scaled_dot_product_attention(
+        request.query,
+        request.key,
+        request.value,
+        attn_mask=mask,
+        dropout_p=request.dropout_p,
+        is_causal=request.is_causal,
+        scale=request.scale,
+        enable_gqa=request.query.shape[1] != request.key.shape[1],
+    )
+    return out if dead is None else out.masked_fill(dead, 0.0)
+
+
+def open_dead_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Let a query that may attend to nothing attend to everything.
+
+    Args:
+        mask: bool or float, `(..., L, S)`.
+
+    Returns:
+        The mask in which no row is shut, and the rows that were: bool, `(..., L, 1)`.
+    """
+    dead = dead_rows(mask)
+    return (mask | dead if mask.dtype == torch.bool else mask.masked_fill(dead, 0.0)), dead
+
+
+def _readable(tensor: Tensor) -> bool:
+    in_transform = torch._C._are_functorch_transforms_active()  # type: ignore[no-untyped-call]
+    return not in_transform and type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+BACKEND = Backend("sdpa", priority=30, supports=supports, call=sdpa_attention)
