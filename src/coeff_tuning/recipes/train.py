@@ -1,0 +1,122 @@
+"""One run: data and model, method, training, held-out score, run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from coeff_tuning.recipes import environment, plots, run_folder
+from coeff_tuning.recipes.configuration import Run
+from coeff_tuning.recipes.extras import require
+from coeff_tuning.recipes.methods import apply_method, save_trained
+from coeff_tuning.recipes.tasks import Prepared, prepare
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Train, measure and save.
+
+    Args:
+        run: what to do.
+
+    Returns:
+        What `metrics.json` in the run folder holds. The score is that of the last epoch on the held-out split.
+    """
+    from transformers import set_seed
+
+    require("accelerate")
+    arguments = run.training
+    checkpoint = run_folder.start(
+        run.folder, run.resolved, arguments.resume_from_checkpoint, overwrite=arguments.overwrite_output_dir
+    )
+    set_seed(arguments.seed)
+    prepared = prepare(run)
+    head_parameters = prepared.loaded.head_parameters
+    model = apply_method(run.task, prepared.loaded, run.method)
+    trainer = _make_trainer(run, prepared, model)
+    started = time.perf_counter()
+    scores = _fit(run, prepared, trainer, checkpoint)
+    seconds = time.perf_counter() - started
+    trained = head_parameters if run.method.method == "linear" else _trainable(model)
+    metrics = {
+        "task": run.task,
+        "method": run.method.method,
+        "model": run.model.model_name_or_path,
+        "dataset": run.data.dataset or run.data.train_file,
+        "seed": arguments.seed,
+        **_measure(trainer),
+        "heldout_split": prepared.splits.heldout_name,
+        "heldout_samples": len(prepared.heldout),
+        "train_samples": len(prepared.train),
+        "labels": prepared.splits.labels,
+        "trainable_parameters": trained,
+        "head_parameters": head_parameters,
+        "extra_parameters": trained - head_parameters,
+        "train_seconds": round(seconds, 2),
+        "resumed": checkpoint is not None,
+        **environment.summary(),
+    }
+    _save(run, prepared, model, metrics, scores or trainer.state.log_history)
+    return metrics
+
+
+def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
+    from coeff_tuning.recipes.trainer import CoeffTrainer
+
+    run.training.label_names = ["labels"]
+    return CoeffTrainer(
+        model=model,
+        args=run.training,
+        train_dataset=prepared.train,
+        eval_dataset=prepared.heldout,
+        data_collator=prepared.collator,
+        compute_metrics=prepared.compute_metrics,
+        coeff_learning_rate=run.method.coeff_learning_rate,
+        coeff_weight_decay=run.method.coeff_weight_decay,
+    )
+
+
+def _fit(run: Run, prepared: Prepared, trainer: Any, checkpoint: str | None) -> list[dict[str, float]]:
+    """Train; returns the cross-validation scores of a linear probe, else nothing."""
+    if run.method.method == "linear":
+        from coeff_tuning.recipes.probe import fit_probe
+
+        size, seed = run.training.per_device_eval_batch_size, run.training.seed
+        return fit_probe(prepared.loaded, prepared.train, prepared.collator, size, seed)
+    with run_folder.writing(run.folder):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return []
+
+
+def _trainable(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _measure(trainer: Any) -> dict[str, float]:
+    """Score on the held-out split after the last epoch."""
+    measured = trainer.evaluate()
+    if "eval_accuracy" in measured:
+        return {"accuracy": measured["eval_accuracy"], "loss": measured["eval_loss"]}
+    return {"perplexity": math.exp(min(measured["eval_loss"], 700)), "loss": measured["eval_loss"]}
+
+
+def _save(run: Run, prepared: Prepared, model: Any, metrics: dict[str, Any], history: list[dict[str, float]]) -> None:
+    with run_folder.replacing(run.folder) as folder:
+        save_trained(model, prepared.loaded, run.method.method, folder)
+        if run.method.method == "full":
+            prepared.loaded.processor.save_pretrained(str(folder))
+        metrics["adapter_bytes"] = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+        if run.method.method == "linear":
+            plots.plot_probe(history, folder / "curves.png")
+        else:
+            plots.plot_curves(history, folder / "curves.png")
+        if layers := plots.coefficients_of(model):
+            plots.plot_coefficients(layers, folder / "coefficients.png")
+        _write(folder / run_folder.CONFIG_FILE, require("yaml").safe_dump(run.resolved, sort_keys=False))
+        _write(folder / run_folder.METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
