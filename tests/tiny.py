@@ -26,7 +26,14 @@ VISION = {
     "image_size": 14,
     "patch_size": 7,
 }
-DECODER = {**TEXT, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4, "bos_token_id": 1, "eos_token_id": 2}
+DECODER = {
+    **TEXT,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def _ids(batch: int = 2, length: int = 7) -> Tensor:
@@ -53,26 +60,52 @@ def image(model: type[nn.Module], config: Any, size: int = 14) -> tuple[nn.Modul
 
 def _bart() -> tuple[nn.Module, dict[str, Any]]:
     config = tf.BartConfig(
-        vocab_size=61, d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=3,
-        decoder_attention_heads=3, encoder_ffn_dim=20, decoder_ffn_dim=20, max_position_embeddings=64, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2,
+        vocab_size=61,
+        d_model=24,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=3,
+        decoder_attention_heads=3,
+        encoder_ffn_dim=20,
+        decoder_ffn_dim=20,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=2,
     )
     model, inputs = text(tf.BartForConditionalGeneration, config)
     return model, {**inputs, "decoder_input_ids": _ids(length=5)}
 
 
 def _t5() -> tuple[nn.Module, dict[str, Any]]:
-    config = tf.T5Config(vocab_size=61, d_model=24, d_kv=8, d_ff=20, num_layers=2, num_heads=3, decoder_start_token_id=0)
+    config = tf.T5Config(
+        vocab_size=61, d_model=24, d_kv=8, d_ff=20, num_layers=2, num_heads=3, decoder_start_token_id=0
+    )
     model, inputs = text(tf.T5ForConditionalGeneration, config)
     return model, {**inputs, "decoder_input_ids": _ids(length=5)}
 
 
 def _whisper() -> tuple[nn.Module, dict[str, Any]]:
     config = tf.WhisperConfig(
-        vocab_size=61, num_mel_bins=8, d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=3,
-        decoder_attention_heads=3, encoder_ffn_dim=20, decoder_ffn_dim=20, max_source_positions=10,
-        max_target_positions=20, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2,
-        begin_suppress_tokens=None, suppress_tokens=None,
+        vocab_size=61,
+        num_mel_bins=8,
+        d_model=24,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=3,
+        decoder_attention_heads=3,
+        encoder_ffn_dim=20,
+        decoder_ffn_dim=20,
+        max_source_positions=10,
+        max_target_positions=20,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        begin_suppress_tokens=None,
+        suppress_tokens=None,
     )
     model = tf.WhisperForConditionalGeneration(config)
     return model, {"input_features": torch.randn(2, 8, 20), "decoder_input_ids": _ids(length=5)}
@@ -80,8 +113,15 @@ def _whisper() -> tuple[nn.Module, dict[str, Any]]:
 
 def _wav2vec2() -> tuple[nn.Module, dict[str, Any]]:
     config = tf.Wav2Vec2Config(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20, conv_dim=[8, 8],
-        conv_kernel=[5, 3], conv_stride=[4, 2], num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=20,
+        conv_dim=[8, 8],
+        conv_kernel=[5, 3],
+        conv_stride=[4, 2],
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2,
     )
     return tf.Wav2Vec2Model(config), {"input_values": torch.randn(2, 100)}
@@ -95,12 +135,16 @@ def _clip() -> tuple[nn.Module, dict[str, Any]]:
 
 def _llava() -> tuple[nn.Module, dict[str, Any]]:
     config = tf.LlavaConfig(
-        vision_config=tf.CLIPVisionConfig(**VISION), text_config=tf.LlamaConfig(**DECODER), image_token_index=5,
+        vision_config=tf.CLIPVisionConfig(**VISION),
+        text_config=tf.LlamaConfig(**DECODER),
+        image_token_index=5,
         vision_feature_layer=-1,
     )
     ids = torch.tensor([[1, 5, 5, 5, 5, 9, 11]])  # 4 image tokens
     return tf.LlavaForConditionalGeneration(config), {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, 14, 14),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(1, 3, 14, 14),
     }
 
 
@@ -131,8 +175,13 @@ FAMILIES: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
     ),
     "opt": lambda: decoder(
         tf.OPTForCausalLM,
-        tf.OPTConfig(**{k: v for k, v in TEXT.items() if k != "intermediate_size"}, ffn_dim=20, word_embed_proj_dim=24,
-                     bos_token_id=1, eos_token_id=2),
+        tf.OPTConfig(
+            **{k: v for k, v in TEXT.items() if k != "intermediate_size"},
+            ffn_dim=20,
+            word_embed_proj_dim=24,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
     ),
     "llama": lambda: decoder(tf.LlamaForCausalLM, tf.LlamaConfig(**DECODER)),
     "mistral": lambda: decoder(tf.MistralForCausalLM, tf.MistralConfig(**DECODER, sliding_window=4)),

@@ -59,9 +59,10 @@ def bind(module: nn.Module) -> None:
     """Point the module's own config at our attention function."""
     layer = getattr(module, CHILD_NAME)
     layer.base_config = module.config
-    module.config = copy.copy(module.config)
+    config: Any = copy.copy(module.config)
     # Not through the property, which would also write into the sub-configs that the copy shares with the model.
-    module.config._attn_implementation_internal = IMPLEMENTATION
+    config._attn_implementation_internal = IMPLEMENTATION
+    module.config = config
 
 
 def unbind(module: nn.Module) -> None:

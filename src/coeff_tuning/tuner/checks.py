@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +20,13 @@ ORDER_ADVICE = (
 )
 
 
-def coeff_layers(model: nn.Module) -> Iterator[tuple[str, CoeffLayer]]:
+def coeff_layers(model: nn.Module) -> Iterable[tuple[str, CoeffLayer]]:
     """Name and layer of every `CoeffLayer` in a model.
 
     Args:
         model: the model.
 
-    Yields:
+    Returns:
         Pairs of full name and layer.
     """
     return ((name, module) for name, module in model.named_modules() if isinstance(module, CoeffLayer))
@@ -139,7 +139,23 @@ def _first(keys: list[str]) -> str:
     return f"(first: {keys[0]})" if keys else "(none)"
 
 
-# Combining
+# Naming and combining
+
+
+def require_name(adapter_name: str) -> None:
+    """Raise unless a name can be a key of `coeff_delta`.
+
+    Args:
+        adapter_name: name of a new adapter.
+
+    Raises:
+        ValueError: it is empty, has a dot, or is a method of `torch.nn.ParameterDict`.
+    """
+    if not adapter_name or "." in adapter_name or hasattr(nn.ParameterDict, adapter_name):
+        raise ValueError(
+            f"adapter_name must be a name without dots that torch.nn.ParameterDict does not use itself, such as "
+            f"'default'; got {adapter_name!r}."
+        )
 
 
 def require_fresh(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import model as lora_model
@@ -60,7 +61,7 @@ def add_coeff(peft_model: PeftModel, config: CoeffConfig, adapter_name: str = "c
         ['default', 'coeff']
     """
     _check_arguments(peft_model, config, adapter_name)
-    base = peft_model.get_base_model()
+    base: Any = peft_model.get_base_model()
     config.base_model_name_or_path = base.__dict__.get("name_or_path", None) or None
     with _kept(base), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
@@ -95,22 +96,23 @@ def load_coeff(
         CombinationError: the adapters on the model cannot be combined with them.
     """
     root, folder = Path(path), _find_coeff_folder(Path(path))
+    peft_model: Any = model
     if not isinstance(model, PeftModel):
+        first_name = adapter_name or "default" if folder == root else "default"
+        peft_model = PeftModel.from_pretrained(model, str(root), adapter_name=first_name, is_trainable=is_trainable)
         if folder == root:
-            name = adapter_name or "default"
-            return PeftModel.from_pretrained(model, str(root), adapter_name=name, is_trainable=is_trainable)
-        model = PeftModel.from_pretrained(model, str(root), is_trainable=is_trainable)
+            return peft_model
     name = adapter_name or ("coeff" if folder == root else folder.name)
-    if name in model.peft_config or isinstance(model.base_model, CoeffModel):
-        model.load_adapter(str(folder), name, is_trainable=is_trainable)
-        return model
+    if name in peft_model.peft_config or isinstance(peft_model.base_model, CoeffModel):
+        peft_model.load_adapter(str(folder), name, is_trainable=is_trainable)
+        return peft_model
     config = CoeffConfig.from_pretrained(str(folder))
     config.inference_mode = not is_trainable
-    add_coeff(model, config, name)
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name=name)
+    add_coeff(peft_model, config, name)
+    set_peft_model_state_dict(peft_model, load_peft_weights(str(folder), device="cpu"), adapter_name=name)
     if not is_trainable:
-        model.eval()
-    return model
+        peft_model.eval()
+    return peft_model
 
 
 def _check_arguments(peft_model: Any, config: Any, adapter_name: str) -> None:
@@ -154,18 +156,31 @@ def _kept(model: nn.Module) -> Iterator[None]:
 
 def _refuse_mixed_batch(model: nn.Module, args: Any) -> None:
     """Raise if LoRA is about to run a mixed batch, in which the coefficients would act on every sample."""
-    layer = next((m for m in model.modules() if isinstance(m, LoraLayer)), None)
-    hooks = layer._forward_pre_hooks.values() if isinstance(layer, nn.Module) else ()
-    if any(getattr(hook, "func", None) is lora_model._adapter_names_pre_forward_hook for hook in hooks):
-        raise CombinationError(
-            "adapter_names=[...] must name one method's adapters; this model combines LoRA with coefficients, which "
-            "would act on every sample of the batch. Run the samples of each adapter in a batch of their own."
-        )
+    if torch.compiler.is_compiling() or not _mixed_batch_hooks(_first_lora_layer(model)):
+        return
+    for module in model.modules():  # PEFT leaves its hooks behind when a forward pass raises
+        for key in _mixed_batch_hooks(module):
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    raise CombinationError(
+        "adapter_names=[...] must name one method's adapters; this model combines LoRA with coefficients, which would "
+        "act on every sample of the batch. Run the samples of each adapter in a batch of their own."
+    )
+
+
+def _first_lora_layer(model: nn.Module) -> nn.Module | None:
+    return next((module for module in model.modules() if isinstance(module, LoraLayer)), None)
+
+
+def _mixed_batch_hooks(module: nn.Module | None) -> list[int]:
+    hooks = {} if module is None else module._forward_pre_hooks
+    own = lora_model._adapter_names_pre_forward_hook
+    return [key for key, hook in hooks.items() if getattr(hook, "func", None) is own]
 
 
 def _find_coeff_folder(path: Path) -> Path:
     """The folder at or directly below `path` that holds coefficients."""
-    found = [
+    found: list[Path] = [
         config.parent
         for config in [path / CONFIG_NAME, *sorted(path.glob(f"*/{CONFIG_NAME}"))]
         if config.is_file() and _peft_type(config) == PEFT_TYPE

@@ -105,8 +105,10 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
             if isinstance(value, str) and name != "modules_to_save":
                 continue
             if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
-                raise TypeError(f"{name} must be a list of strings{' or a string' * (name != 'modules_to_save')} "
-                                f"or None; got {value!r}.")
+                raise TypeError(
+                    f"{name} must be a list of strings{' or a string' * (name != 'modules_to_save')} "
+                    f"or None; got {value!r}."
+                )
         if self.target_modules in ([], ""):
             raise ValueError("target_modules is empty; leave it out to adapt every attention module.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,9 +46,11 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     adapter_layer_names = (COEFF_PREFIX,)
     other_param_names = ("coeff_dropout", "parameterization")
 
-    def __init__(
-        self, num_heads: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
-    ) -> None:
+    host_marker: Tensor
+    active_adapters: list[str]
+    set_adapter: Callable[..., None]
+
+    def __init__(self, num_heads: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.coeff_delta = nn.ParameterDict()
@@ -112,9 +114,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def _coeff_of(self, adapter_names: Sequence[str]) -> Tensor:
         identity = torch.eye(self.num_heads, device=self.host_marker.device)
         names = [name for name in adapter_names if name in self.coeff_delta]
-        deltas = [
-            F.dropout(self.coeff_delta[name], self.coeff_dropout[name], self.training) for name in names
-        ]
+        deltas = [F.dropout(self.coeff_delta[name], self.coeff_dropout[name], self.training) for name in names]
         direct = sum(self.parameterization[name] == "direct" for name in names)
         coeff = identity if direct == 0 else (1 - direct) * identity
         return sum(deltas, start=coeff)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -38,8 +38,7 @@ def sample_adapters(model: nn.Module, is_training: bool, kwargs: Mapping[str, An
     _check(model, is_training, names)
     copies = max(kwargs.get("num_beams") or 1, kwargs.get("num_return_sequences") or 1)
     repeated = [name for name in names for _ in range(copies)]
-    encoder = model.get_encoder() if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else None
-    in_encoder = {id(module) for module in encoder.modules()} if encoder is not None else set()
+    in_encoder = {id(module) for module in _encoder_modules(model)}
     layers = [layer for _, layer in coeff_layers(model)]
     former = [layer.sample_adapters for layer in layers]
     handles = []
@@ -57,6 +56,12 @@ def sample_adapters(model: nn.Module, is_training: bool, kwargs: Mapping[str, An
             layer.sample_adapters = names_before
         for handle in handles:
             handle.remove()
+
+
+def _encoder_modules(model: Any) -> Iterable[nn.Module]:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return model.get_encoder().modules()  # type: ignore[no-any-return]
+    return ()
 
 
 def _pass_names(

@@ -56,7 +56,12 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         super().__init__(model, *args, **kwargs)
 
     def inject_adapter(
-        self, model: nn.Module, adapter_name: str, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        *args: Any,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Attach an adapter; see `peft.tuners.tuners_utils.BaseTuner.inject_adapter`.
 
@@ -66,7 +71,11 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
             *args: passed on.
             state_dict: attach to the modules that these saved keys name.
             **kwargs: passed on.
+
+        Raises:
+            ValueError: the adapter name cannot be a key of the state dict.
         """
+        checks.require_name(adapter_name)
         if state_dict is not None:  # PEFT finds the target as what stands before ".coeff_delta"
             state_dict = {key.replace(f".{CHILD_NAME}.", "."): value for key, value in state_dict.items()}
         super().inject_adapter(model, adapter_name, *args, state_dict=state_dict, **kwargs)
@@ -160,9 +169,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         with mixed_batch.sample_adapters(self.model, self.training, kwargs):
             yield
 
-    def add_weighted_adapter(
-        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str
-    ) -> None:
+    def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
         """Make a new adapter from a weighted sum of others: `coeff = I + sum_a weights[a] * (coeff_a - I)`.
 
         Args:
@@ -208,11 +215,11 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
                 find_binder(module).unbind(module)  # type: ignore[union-attr]
                 delattr(module, CHILD_NAME)
         checks.unwatch(self.model)
-        return super()._unload_and_optionally_merge(merge=False, **kwargs)  # saved modules, and peft_config
+        model: nn.Module = super()._unload_and_optionally_merge(merge=False, **kwargs)  # saved modules, peft_config
+        return model
 
     def _named_layers(self) -> list[tuple[str, CoeffLayer]]:
         return [(n, m) for n, m in self.model.named_modules() if isinstance(m, CoeffLayer)]
 
     def _layers(self) -> list[CoeffLayer]:
         return [layer for _, layer in self._named_layers()]
-

@@ -19,9 +19,7 @@ def register() -> None:
     if PEFT_TYPE in PeftType.__members__:
         return
     _add_enum_member(PEFT_TYPE)
-    register_peft_method(
-        name=PEFT_TYPE.lower(), config_cls=CoeffConfig, model_cls=CoeffModel, prefix=COEFF_PREFIX
-    )
+    register_peft_method(name=PEFT_TYPE.lower(), config_cls=CoeffConfig, model_cls=CoeffModel, prefix=COEFF_PREFIX)
 
 
 def _add_enum_member(name: str) -> None:

@@ -91,9 +91,7 @@ def _wanted(model: nn.Module, served: list[str], targets: Iterable[str] | str | 
 
 def _related(name: str, served: list[str]) -> bool:
     """Whether a module is served, lies inside a served one or contains one."""
-    return any(
-        name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in served
-    )
+    return any(name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in served)
 
 
 def _in_layers(names: list[str], layers: list[int] | int | None) -> list[str]:

@@ -1,0 +1,236 @@
+"""Coefficients beside LoRA and DoRA: both train, both are saved, the head is used; misuse raises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from coeff_tuning import CoeffConfig, CoeffLayer, add_coeff, load_coeff
+from coeff_tuning.errors import AdapterFileError, AdapterMismatchError, CombinationError
+from tests import tiny
+
+
+def classifier() -> nn.Module:
+    torch.manual_seed(0)
+    return tf.BertForSequenceClassification(tf.BertConfig(**tiny.TEXT, num_labels=5)).eval()
+
+
+def lora(use_dora: bool = False, **kwargs: Any) -> LoraConfig:
+    return LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"], use_dora=use_dora, **kwargs)
+
+
+def both(use_dora: bool = False) -> PeftModel:
+    return add_coeff(get_peft_model(classifier(), lora(use_dora)), CoeffConfig(coeff_dropout=0.0))
+
+
+INPUTS = {"input_ids": torch.arange(3, 17).reshape(2, 7), "labels": torch.tensor([1, 4])}
+
+
+def train(model: PeftModel) -> PeftModel:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.train()(**INPUTS).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def run(model: nn.Module) -> torch.Tensor:
+    return model(**INPUTS).logits
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+def test_train_save_load_disable(use_dora: bool, tmp_path: Path) -> None:
+    base = run(classifier())
+    model = both(use_dora)
+    torch.testing.assert_close(run(model.eval()), base, atol=1e-6, rtol=1e-5)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    train(model)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == trainable
+    assert any("lora_" in n for n in moved)
+    assert any("coeff_delta" in n for n in moved)
+    assert any("classifier.modules_to_save.default" in n for n in moved)
+    on = run(model)
+
+    head = model.base_model.model.classifier.modules_to_save["default"].weight.data
+    kept = head.clone()
+    head.zero_()
+    assert not torch.allclose(run(model), on)  # the trained head is really used
+    head.copy_(kept)
+
+    with model.disable_adapter():
+        assert torch.equal(run(model), base)
+    assert torch.equal(run(model), on)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "coeff" / "adapter_model.safetensors").is_file()
+
+    assert torch.equal(run(load_coeff(classifier(), tmp_path)), on)
+    one_by_one = PeftModel.from_pretrained(classifier(), tmp_path)
+    assert not torch.allclose(run(one_by_one), on)
+    assert torch.equal(run(load_coeff(one_by_one, tmp_path / "coeff")), on)
+    alone = PeftModel.from_pretrained(classifier(), tmp_path / "coeff")
+    assert isinstance(alone, PeftModel)
+
+
+def test_a_new_process_gives_the_same_logits(tmp_path: Path) -> None:
+    model = train(both())
+    model.save_pretrained(tmp_path / "adapter")
+    classifier().save_pretrained(tmp_path / "base")
+    torch.save(run(model), tmp_path / "logits.pt")
+    code = f"""
+import torch, transformers
+from coeff_tuning import load_coeff
+base = transformers.BertForSequenceClassification.from_pretrained({str(tmp_path / "base")!r})
+model = load_coeff(base, {str(tmp_path / "adapter")!r})
+with torch.no_grad():
+    logits = model(input_ids=torch.arange(3, 17).reshape(2, 7)).logits
+print((logits - torch.load({str(tmp_path / "logits.pt")!r})).abs().max().item())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert out.stdout.strip().splitlines()[-1] == "0.0"
+
+
+def test_resaving_and_swapping_in_place(tmp_path: Path) -> None:
+    model = train(both())
+    on = run(model)
+    model.save_pretrained(tmp_path)
+    tiny.randomise(model)
+    assert not torch.allclose(run(model), on)
+    load_coeff(model, tmp_path)  # over the existing adapter
+    assert torch.equal(run(model), on)
+    assert list(model.peft_config) == ["default", "coeff"]
+
+
+def test_loras_own_merge_leaves_coefficients_active() -> None:
+    model = train(both())
+    on = run(model)
+    model.merge_adapter()
+    torch.testing.assert_close(run(model), on, atol=1e-5, rtol=1e-4)
+    model.unmerge_adapter()
+    torch.testing.assert_close(run(model), on, atol=1e-5, rtol=1e-4)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(run(merged), on, atol=1e-5, rtol=1e-4)
+    for layer in (m for m in merged.modules() if isinstance(m, CoeffLayer)):
+        layer.enable_adapters(False)
+    assert not torch.allclose(run(merged), on, atol=1e-4)
+
+
+def test_loaded_adapters_can_stay_trainable(tmp_path: Path) -> None:
+    both().save_pretrained(tmp_path)
+    frozen = load_coeff(classifier(), tmp_path)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    trainable = load_coeff(classifier(), tmp_path, is_trainable=True)
+    names = {name for name, p in trainable.named_parameters() if p.requires_grad}
+    assert names == {name for name, p in both().named_parameters() if p.requires_grad}
+
+
+def test_second_lora_adapter_beside_coefficients(tmp_path: Path) -> None:
+    model = train(both())
+    on = run(model)
+    model.add_adapter("other", lora())
+    model.set_adapter("other")
+    assert not torch.allclose(run(model), on)
+    model.set_adapter("default")
+    assert torch.equal(run(model), on)
+
+
+# Misuse
+
+
+def first_error(model: PeftModel) -> None:
+    model(**INPUTS)
+
+
+@pytest.mark.parametrize("second_name", ["default", "lora"])
+def test_coefficients_first_then_lora_raises(second_name: str) -> None:
+    model = get_peft_model(classifier(), CoeffConfig(task_type="SEQ_CLS"))
+    with pytest.warns(UserWarning), pytest.raises(CombinationError, match="add_coeff"):
+        first_error(get_peft_model(model, lora(), adapter_name=second_name))
+
+
+@pytest.mark.parametrize("unwrap", [False, True], ids=["peft-model", "base-model"])
+@pytest.mark.parametrize("name", ["default", "coeff"])
+def test_get_peft_model_on_a_lora_model_raises_and_changes_nothing(unwrap: bool, name: str) -> None:
+    model = train(get_peft_model(classifier(), lora()))
+    on = run(model)
+    target = model.get_base_model() if unwrap else model
+    with pytest.warns(UserWarning), pytest.raises(CombinationError, match="add_coeff"):
+        get_peft_model(target, CoeffConfig(task_type="SEQ_CLS"), adapter_name=name)
+    assert torch.equal(run(model), on)
+    assert list(model.peft_config) == ["default"]
+    assert isinstance(model.peft_config["default"], LoraConfig)
+
+
+def test_mixed_model_raises() -> None:
+    with pytest.raises(ValueError, match="COEFF"):
+        get_peft_model(classifier(), CoeffConfig(), mixed=True)
+
+
+def test_other_peft_types_cannot_join_by_add_adapter() -> None:
+    with pytest.raises(ValueError, match="COEFF"):
+        get_peft_model(classifier(), lora()).add_adapter("second", CoeffConfig())
+
+
+@pytest.mark.parametrize(
+    ("make", "config", "error", "message"),
+    [
+        (classifier, CoeffConfig(), TypeError, "BertForSequenceClassification.*get_peft_model"),
+        (lambda: get_peft_model(classifier(), lora()), lora(), TypeError, "LoraConfig"),
+        (lambda: get_peft_model(classifier(), CoeffConfig()), CoeffConfig(), CombinationError, "add_adapter"),
+        (
+            lambda: get_peft_model(classifier(), lora()),
+            CoeffConfig(modules_to_save=["classifier"]),
+            CombinationError,
+            r"\['classifier'\]",
+        ),
+        (both, CoeffConfig(), ValueError, r"\['default', 'coeff'\]"),
+        (lambda: get_peft_model(classifier(), lora()), CoeffConfig(target_modules=["nope"]), ValueError, "'nope'"),
+    ],
+)
+def test_add_coeff_refusals(make: Any, config: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        add_coeff(make(), config)
+
+
+def test_refused_add_coeff_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = train(get_peft_model(classifier(), lora()))
+    on = run(model)
+    trainable = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(ValueError, match="nope"):
+        add_coeff(model, CoeffConfig(target_modules=["nope"]))
+    assert torch.equal(run(model), on)
+    assert [p.requires_grad for p in model.parameters()] == trainable
+    assert list(model.peft_config) == ["default"]
+
+
+def test_mixed_batch_of_a_combination_raises() -> None:
+    model = both().eval()
+    with pytest.raises(CombinationError, match="adapter_names"):
+        model(**INPUTS, adapter_names=["default", "__base__"])
+    run(model)
+
+
+def test_load_coeff_without_coefficients_raises(tmp_path: Path) -> None:
+    get_peft_model(classifier(), lora()).save_pretrained(tmp_path)
+    with pytest.raises(AdapterFileError, match="it holds none"):
+        load_coeff(classifier(), tmp_path)
+
+
+def test_load_coeff_of_another_model_raises(tmp_path: Path) -> None:
+    both().save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    deeper = tf.BertForSequenceClassification(tf.BertConfig(**{**tiny.TEXT, "num_hidden_layers": 3}, num_labels=5))
+    with pytest.raises(AdapterMismatchError, match="1 modules have none saved"):
+        load_coeff(get_peft_model(deeper, lora()), tmp_path / "coeff")
