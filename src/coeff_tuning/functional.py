@@ -33,8 +33,8 @@ def coeff_attention(
     value, coeff and a float mask receive gradients.
 
     Args:
-        query: `(..., H, L, E)`, heads before positions. The leading dimensions, usually one, the batch `B`, may
-            be missing; those of query, key and value broadcast against each other.
+        query: `(..., H, L, E)`, heads before positions. Leading dimensions, usually one, the batch `B`,
+            may be missing; those of query, key and value broadcast against each other.
         key: `(..., Hkv, S, E)`; `Hkv` is `H` or 1 unless `enable_gqa`.
         value: `(..., Hkv, S, Ev)`.
         coeff: `(H, H)` over query heads, or `(..., H, H)`, one matrix per sample; row `h` is the mixture used

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -57,7 +58,8 @@ class Blocks:
         if block_bytes is None:
             block_bytes = _BLOCK_BYTES.get(self.device.type, _BLOCK_BYTES_ELSEWHERE)
             block_bytes = max(block_bytes, _MIN_ROWS * row_bytes)
-        self.rows = min(self.length, max(1, block_bytes // row_bytes))
+        row_blocks = ceil(self.length / max(1, block_bytes // row_bytes))
+        self.rows = ceil(self.length / row_blocks)
         self.items = min(self.batch, max(1, block_bytes // (row_bytes * self.length)))
         future = torch.full((self.rows, self.rows), -torch.inf, dtype=self.dtype, device=self.device)
         self.future = future.triu(1)

@@ -200,7 +200,8 @@ class _Backward:
             target.add_(dscores.sum_to_size(target.shape))
         if dquery is not None:
             target = dquery[block.items, :, block.rows]
-            target.copy_(torch.bmm(blocks.by_kv(self.dmaps, block), keys).mul_(scale).view(target.shape))
+            part = torch.bmm(blocks.by_kv(self.dmaps, block), keys)
+            torch.mul(part.view(target.shape), scale, out=target)
         if dkeys is not None:
             dkeys.baddbmm_(blocks.by_kv(self.dmaps, block).mT, rows, alpha=scale)
 
