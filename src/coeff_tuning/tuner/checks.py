@@ -195,7 +195,8 @@ def require_summable(
         raise ValueError(f"adapters must name coefficient adapters among {list(configs)}; got {list(adapters)}.")
     if len(adapters) != len(weights) or len(set(adapters)) != len(adapters):
         raise ValueError(
-            f"There must be one weight for each adapter, and each adapter once; got {list(adapters)} and {list(weights)}."
+            "There must be one weight for each adapter, and each adapter once; got "
+            f"{list(adapters)} and {list(weights)}."
         )
     if adapter_name in configs:
         raise ValueError(f"adapter_name must be a new name; {adapter_name!r} exists already.")

@@ -7,10 +7,11 @@ import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, PeftType
 from safetensors import SafetensorError, safe_open
 
 from coeff_tuning.errors import AdapterFileError
@@ -132,7 +133,7 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], subfolder: str | None = None, **kwargs: Any
     ) -> CoeffConfig:
-        """Load a saved config; a weights file beside it that cannot be read raises here, by name.
+        """Load a saved config; weights beside it that are missing or cannot be read raise here, by name.
 
         Args:
             pretrained_model_name_or_path: folder or hub id of a saved adapter.
@@ -143,28 +144,47 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
             The config.
 
         Raises:
-            AdapterFileError: the adapter's weights file is truncated or corrupt.
+            AdapterFileError: the adapter's weights file is missing, truncated or corrupt.
         """
-        folder = Path(pretrained_model_name_or_path, subfolder or "")
-        check_weights_file(folder / SAFETENSORS_WEIGHTS_NAME)
+        check_weights(Path(pretrained_model_name_or_path, subfolder or ""))
         return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)  # type: ignore[no-any-return]
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write the config; an earlier one stays whole if the disk is full.
 
-def check_weights_file(file: Path) -> None:
-    """Raise if a safetensors file that exists cannot be read.
+        Args:
+            save_directory: folder of the adapter.
+            **kwargs: further arguments of `peft.PeftConfig.save_pretrained`.
+        """
+        os.makedirs(save_directory, exist_ok=True)
+        with TemporaryDirectory(dir=save_directory) as staging:
+            super().save_pretrained(staging, **kwargs)
+            os.replace(Path(staging, CONFIG_NAME), Path(save_directory, CONFIG_NAME))
+
+
+def check_weights(folder: Path) -> None:
+    """Raise if a local adapter folder has no weights, or weights that cannot be read.
 
     Args:
-        file: path of the file; nothing is checked where there is none (it may lie on a hub).
+        folder: the folder; nothing is checked where it holds no adapter (it may be the name of one on a hub).
 
     Raises:
-        AdapterFileError: the file is truncated or corrupt.
+        AdapterFileError: the weights are missing, truncated or corrupt.
     """
+    if not (folder / CONFIG_NAME).is_file():
+        return
+    file = folder / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
+        if not (folder / WEIGHTS_NAME).is_file():
+            raise AdapterFileError(
+                f"The adapter folder {folder} must hold {SAFETENSORS_WEIGHTS_NAME}; it holds "
+                f"{sorted(path.name for path in folder.iterdir())}. Copy or save the adapter again."
+            )
         return
     try:
         with safe_open(file, framework="pt"):
             pass
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise AdapterFileError(
             f"The adapter file {file} must be a complete safetensors file; it has {file.stat().st_size} bytes and "
             f"cannot be read ({error}). Copy or save the adapter again."

@@ -1,0 +1,108 @@
+"""Adapter files: broken ones are named, foreign ones are refused, earlier ones survive a full disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from coeff_tuning import CoeffConfig
+from coeff_tuning.errors import AdapterFileError, AdapterMismatchError
+from tests import tiny
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model, _ = tiny.build("bert")
+    tiny.randomise(get_peft_model(model, CoeffConfig())).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def bert(**changes: Any) -> torch.nn.Module:
+    return tf.BertModel(tf.BertConfig(**{**tiny.TEXT, **changes}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"not a safetensors file at all",
+        lambda data: data[:-1],
+    ],
+    ids=["half", "empty", "text", "one-byte-short"],
+)
+def test_damaged_weights_are_named(saved: Path, damage: Any) -> None:
+    file = saved / WEIGHTS
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(AdapterFileError, match=f"{file} must be a complete.* {file.stat().st_size} bytes"):
+        PeftModel.from_pretrained(bert(), saved)
+
+
+def test_missing_weights_are_named(saved: Path) -> None:
+    (saved / WEIGHTS).unlink()
+    with pytest.raises(AdapterFileError, match=r"must hold adapter_model.safetensors; it holds \['README.md', 'ada"):
+        PeftModel.from_pretrained(bert(), saved)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: tiny.build("vit")[0], "2 modules have none saved.* 2 saved matrices have no module"),
+        (lambda: bert(num_hidden_layers=3), "1 modules have none saved.*layer.2.* 0 saved"),
+        (lambda: bert(num_hidden_layers=1), "0 modules have none saved.* 1 saved matrices have no module.*layer.1"),
+        (lambda: bert(num_attention_heads=6), r"\(3, 3\) in the file and \(6, 6\) in the model"),
+        (lambda: tf.BertForSequenceClassification(bert().config), "2 modules have none saved"),
+    ],
+    ids=["vit", "deeper", "shallower", "more-heads", "other-prefix"],
+)
+def test_adapter_of_another_model_is_refused(saved: Path, model: Any, message: str) -> None:
+    with pytest.raises(AdapterMismatchError, match=message):
+        PeftModel.from_pretrained(model(), saved)
+
+
+def test_refused_swap_keeps_the_old_numbers(saved: Path) -> None:
+    model, inputs = tiny.build("bert")
+    peft_model = PeftModel.from_pretrained(model, saved)
+    with torch.no_grad():
+        before = tiny.output(peft_model, inputs)
+        weights = load_file(saved / WEIGHTS)
+        save_file({next(iter(weights)): torch.ones(3, 3)}, saved / WEIGHTS)
+        with pytest.raises(AdapterMismatchError, match="1 modules have none saved"):
+            peft_model.load_adapter(saved, "default")
+        assert torch.equal(tiny.output(peft_model, inputs), before)
+
+
+@pytest.mark.parametrize("limit", [100, 400], ids=["weights-do-not-fit", "config-does-not-fit"])
+def test_full_disk_while_saving_keeps_the_earlier_adapter(saved: Path, limit: int) -> None:
+    model, inputs = tiny.build("bert")
+    with torch.no_grad():
+        before = tiny.output(PeftModel.from_pretrained(model, saved), inputs)
+    (saved / "README.md").unlink()  # PEFT writes a fresh model card first, which would hit the limit before us
+    # A limit on the size of a file fails a write as a full disk does, half way through.
+    code = f"""
+import resource
+import coeff_tuning
+from peft import PeftModel
+from tests import tiny
+model = PeftModel.from_pretrained(tiny.build("bert")[0], {str(saved)!r})
+model.create_or_update_model_card = lambda folder: None
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+model.save_pretrained({str(saved)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    model, _ = tiny.build("bert")
+    with torch.no_grad():
+        assert torch.equal(tiny.output(PeftModel.from_pretrained(model, saved), inputs), before)
+    assert sorted(path.name for path in saved.iterdir()) == ["adapter_config.json", WEIGHTS]
