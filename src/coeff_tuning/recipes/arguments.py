@@ -35,9 +35,7 @@ class ModelArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the square images the model sees. Default: the model's own."}
     )
-    max_seq_length: int = field(
-        default=256, metadata={"help": "Longest input in tokens; block length for causal-lm."}
-    )
+    max_seq_length: int = field(default=256, metadata={"help": "Longest input in tokens; block length for causal-lm."})
 
 
 @dataclass
@@ -95,6 +93,7 @@ class MethodArguments:
 
     Attributes:
         method: the method, one of `METHODS`.
+        head_init: where the head starts.
         coeff_learning_rate: learning rate of the coefficients.
         coeff_weight_decay: weight decay of the coefficients.
         coeff_dropout: dropout on the entries of the coefficients.
@@ -107,6 +106,14 @@ class MethodArguments:
     method: str = field(
         default="coeff",
         metadata={"help": "What is trained, besides the head, which always is.", "choices": list(METHODS)},
+    )
+    head_init: str = field(
+        default="random",
+        metadata={
+            "help": "Where the head starts: 'random', or 'probe': the converged linear probe on frozen features, so "
+            "that training starts at the probe's accuracy.",
+            "choices": ["random", "probe"],
+        },
     )
     coeff_learning_rate: float = field(
         default=1e-2, metadata={"help": "Learning rate of the coefficients: 10 to 50 times LoRA's."}
@@ -122,7 +129,7 @@ class MethodArguments:
 
 
 @dataclass
-class RecipeArguments(TrainingArguments):
+class RecipeArguments(TrainingArguments):  # type: ignore[misc]
     """`transformers.TrainingArguments` with defaults for small data, and a run folder that is not overwritten.
 
     Attributes:

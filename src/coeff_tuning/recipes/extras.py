@@ -15,6 +15,7 @@ _EXTRA_OF = {
     "yaml": "train",
     "rich": "train",
     "sklearn": "train",
+    "threadpoolctl": "train",
     "onnx": "offline",
     "gguf": "offline",
     "sentencepiece": "offline",

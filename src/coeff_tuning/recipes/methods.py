@@ -64,8 +64,9 @@ def query_and_value(model: Any) -> list[str] | str:
     Raises:
         RunError: there are none under a known name.
     """
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
+    from peft.utils import constants
 
+    known = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     candidates = (known.get(model.config.model_type, []), ["query", "value"], ["q_proj", "v_proj"], ["qkv"])
     for names in candidates:
@@ -133,6 +134,4 @@ def save_trained(model: Any, loaded: LoadedModel, method: str, folder: Path) -> 
 def _coeff_config(task: str, arguments: MethodArguments, head: list[str] | None) -> Any:
     from coeff_tuning import CoeffConfig
 
-    return CoeffConfig(
-        task_type=PEFT_TASK_TYPES[task], coeff_dropout=arguments.coeff_dropout, modules_to_save=head
-    )
+    return CoeffConfig(task_type=PEFT_TASK_TYPES[task], coeff_dropout=arguments.coeff_dropout, modules_to_save=head)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coeff_tuning.errors import DataError, RunError
 from coeff_tuning.recipes.arguments import ModelArguments
 from coeff_tuning.recipes.assets import resolve_model
-
-if TYPE_CHECKING:
-    from torch import nn
 
 PEFT_TASK_TYPES = {"text-classification": "SEQ_CLS", "image-classification": None, "causal-lm": "CAUSAL_LM"}
 
@@ -91,7 +88,7 @@ def model_class(task: str, arguments: ModelArguments) -> Any:
     return MeanPoolingForSequenceClassification if mean else transformers.AutoModelForSequenceClassification
 
 
-def find_head(model: nn.Module, loading_info: dict[str, Any]) -> list[str]:
+def find_head(model: Any, loading_info: dict[str, Any]) -> list[str]:
     """Names of the modules that make up the head.
 
     Args:

@@ -44,9 +44,10 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
         x, y = zip(*points, strict=True) if points else ((), ())
         axes.plot(x, y, marker="o" if len(x) < 40 else None, markersize=3)
         axes.set(title=title, xlabel="epoch")
+        axes.set_xlim(0, max((row.get("epoch", 0) for row in history), default=1) * 1.05)
         axes.grid(alpha=0.3)
     if len(scores) == 1:
-        right.annotate(f"{scores[0][1]:.3f}", scores[0], xytext=(6, 6), textcoords="offset points")
+        right.annotate(f"{scores[0][1]:.3f}", scores[0], xytext=(-34, 6), textcoords="offset points")
     canvas.savefig(path, dpi=120)
 
 

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import cached_file
 
 
-class MeanPoolingForSequenceClassification(PreTrainedModel):
+class MeanPoolingForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
     """Any `AutoModel` encoder, the mean over its tokens, and one linear layer.
 
     Works with PEFT's `SEQ_CLS` task type: the head is called `classifier`.
@@ -59,7 +59,8 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):
         if hasattr(model.encoder, "pooler"):
             model.encoder.pooler = None
         model.name_or_path = name_or_path
-        return model.to(dtype or model.encoder.dtype).eval()
+        model.to(dtype or model.encoder.dtype).eval()
+        return model
 
     def forward(
         self,

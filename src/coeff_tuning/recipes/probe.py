@@ -23,7 +23,9 @@ _STRENGTHS = np.logspace(-4, 2, 7)
 _FOLDS = 5
 
 
-def fit_probe(loaded: LoadedModel, rows: Any, collator: Callable[..., Any], batch_size: int, seed: int) -> list[dict[str, float]]:
+def fit_probe(
+    loaded: LoadedModel, rows: Any, collator: Callable[..., Any], batch_size: int, seed: int
+) -> list[dict[str, float]]:
     """Train the head of a model by logistic regression.
 
     Args:
@@ -69,7 +71,8 @@ def extract_features(
         Features `(N, width)` and labels `(N,)`.
     """
     from torch.utils.data import DataLoader
-    from tqdm.auto import tqdm
+
+    track = require("rich.progress").track
 
     head = model.get_submodule(head_name)
     device = head.weight.device
@@ -77,7 +80,7 @@ def extract_features(
     model.eval().set_submodule(head_name, nn.Identity())
     features, labels = [], []
     try:
-        for batch in tqdm(DataLoader(rows, batch_size, collate_fn=collator), desc="features"):
+        for batch in track(DataLoader(rows, batch_size, collate_fn=collator), "features"):
             labels.append(np.asarray(batch.pop("labels")))
             inputs = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
             with torch.no_grad():
@@ -90,7 +93,7 @@ def extract_features(
 
 def _last_layer(loaded: LoadedModel) -> str:
     """Name of the only linear layer of the head."""
-    linear = [
+    linear: list[str] = [
         name
         for head in loaded.head
         for name, module in loaded.model.named_modules()
@@ -116,7 +119,9 @@ def _search(features: np.ndarray, labels: np.ndarray, intercept: bool, seed: int
         ]
     )
     folds = min(_FOLDS, int(np.bincount(labels).min()))
-    with warnings.catch_warnings():
+    # The problems are so small that threads only wait for each other: up to 20 times slower on a busy machine.
+    limit_threads = require("threadpoolctl").threadpool_limits
+    with warnings.catch_warnings(), limit_threads(1):
         warnings.simplefilter("error", require("sklearn.exceptions").ConvergenceWarning)
         try:
             if folds < 2:

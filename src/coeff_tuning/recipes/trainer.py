@@ -24,9 +24,7 @@ class CoeffTrainer(Trainer):  # type: ignore[misc]
         **kwargs: as for `Trainer`.
     """
 
-    def __init__(
-        self, *args: Any, coeff_learning_rate: float, coeff_weight_decay: float = 0.0, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, coeff_learning_rate: float, coeff_weight_decay: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.coeff_learning_rate = coeff_learning_rate
         self.coeff_weight_decay = coeff_weight_decay
@@ -42,7 +40,7 @@ class CoeffTrainer(Trainer):  # type: ignore[misc]
             The optimiser.
         """
         is_new = self.optimizer is None
-        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         coefficients = coeff_parameters(self.model) if is_new else []
         if coefficients:
             moved = {id(p) for p in coefficients}
