@@ -81,9 +81,7 @@ def coeff_attention(
             f"attn_mask must be None when is_causal=True; got one of shape {tuple(attn_mask.shape)}. "
             "Pass one mask that says both."
         )
-    request, batch = make_request(
-        query, key, value, coeff, attn_mask, dropout_p, is_causal, scale, enable_gqa
-    )
+    request, batch = make_request(query, key, value, coeff, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     chosen = select_backend(request, backend)
     with torch.autocast(query.device.type, enabled=False):
         out = chosen.call(request)

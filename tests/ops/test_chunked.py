@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.functional import coeff_attention
 from tests.ops.attention_cases import NAMED, Case, assert_same, differentiable, run
 
@@ -76,7 +78,7 @@ def test_compile_fullgraph(name: str, dynamic: bool) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(coeff_attention, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     case = NAMED[name]
-    longer = Case("longer", **{**vars(case), "name": "longer", "length": 19, "source": 23})
+    longer = dataclasses.replace(case, length=19, source=23)
     for inputs in (case.inputs(torch.float32), longer.inputs(torch.float32)):
         actual = differentiate(compiled(**inputs), inputs)
         assert_same(actual, run(inputs, backend="reference"), torch.float32)
@@ -176,6 +178,15 @@ def test_per_sample_gradients_by_vmap_of_grad() -> None:
     torch.testing.assert_close(gradients("chunked"), gradients("reference"))
 
 
+def test_second_derivative_is_refused() -> None:
+    inputs = NAMED["plain"].inputs()
+    (gradient,) = torch.autograd.grad(
+        coeff_attention(**inputs, backend="chunked").square().sum(), inputs["query"], create_graph=True
+    )
+    with pytest.raises(UnsupportedError, match='backend="reference"'):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("randomness", ["same", "different"])
 def test_vmap_of_dropout(randomness: str) -> None:
     query, key = torch.zeros(4, 2, 3, 5, 1), torch.zeros(2, 3, 7, 1)
@@ -248,7 +259,7 @@ def test_memory_layout_suits_the_next_layer() -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_maps() -> None:
-    """Forward and backward over maps of 3 GiB stay under 300 MiB above the inputs."""
+    """Forward and backward over maps of 432 MiB stay under 100 MiB above the inputs."""
     script = """
     import resource, torch
     from coeff_tuning.functional import coeff_attention
@@ -260,9 +271,9 @@ def test_memory_does_not_grow_with_the_maps() -> None:
         coeff_attention(query, key, value, coeff).sum().backward()
         return peak() - before
     run(64)
-    print(run(8192))
+    print(run(3072))
     """
     printed = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
     )
-    assert float(printed.stdout) < 300
+    assert float(printed.stdout) < 100

@@ -50,9 +50,7 @@ def make_request(
         key=_join_batch(key, batch, 3),
         value=_join_batch(value, batch, 3),
         coeff=None if coeff is None else _canonical_coeff(coeff, batch, heads),
-        attn_mask=None
-        if attn_mask is None
-        else _canonical_mask(attn_mask, batch, (heads, length, key.shape[-2])),
+        attn_mask=None if attn_mask is None else _canonical_mask(attn_mask, batch, (heads, length, key.shape[-2])),
         dropout_p=float(dropout_p),
         is_causal=bool(is_causal),
         scale=1.0 / math.sqrt(max(head_size, 1)) if scale is None else float(scale),
@@ -60,9 +58,7 @@ def make_request(
     return request, batch
 
 
-def _check_tensors(
-    query: Tensor, key: Tensor, value: Tensor, coeff: Tensor | None, attn_mask: Tensor | None
-) -> None:
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor, coeff: Tensor | None, attn_mask: Tensor | None) -> None:
     named = {"query": query, "key": key, "value": value, "coeff": coeff, "attn_mask": attn_mask}
     for name, tensor in named.items():
         if tensor is not None and tensor.device != query.device:
@@ -90,9 +86,7 @@ def _autocast(
     return cast(query), cast(key), cast(value), None if attn_mask is None else cast(attn_mask)
 
 
-def _check_dtypes(
-    query: Tensor, key: Tensor, value: Tensor, coeff: Tensor | None, attn_mask: Tensor | None
-) -> None:
+def _check_dtypes(query: Tensor, key: Tensor, value: Tensor, coeff: Tensor | None, attn_mask: Tensor | None) -> None:
     if query.dtype not in FLOAT_DTYPES or not query.dtype == key.dtype == value.dtype:
         raise ValueError(
             f"query, key and value must have the same dtype, one of {_KNOWN_DTYPES}; "
@@ -101,14 +95,10 @@ def _check_dtypes(
     if coeff is not None and coeff.dtype not in FLOAT_DTYPES:
         raise ValueError(f"coeff must have one of the dtypes {_KNOWN_DTYPES}; got {coeff.dtype}.")
     if attn_mask is not None and attn_mask.dtype not in (torch.bool, *FLOAT_DTYPES):
-        raise ValueError(
-            f"attn_mask must be bool (True takes part) or one of {_KNOWN_DTYPES}; got {attn_mask.dtype}."
-        )
+        raise ValueError(f"attn_mask must be bool (True takes part) or one of {_KNOWN_DTYPES}; got {attn_mask.dtype}.")
 
 
-def _match_heads(
-    query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _match_heads(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Give key and value one number of heads that divides that of query: the groups are then implied."""
     heads, key_heads, value_heads = query.shape[-3], key.shape[-3], value.shape[-3]
     if heads == key_heads == value_heads:
@@ -187,9 +177,7 @@ def _canonical_coeff(coeff: Tensor, batch: tuple[int, ...], heads: int) -> Tenso
 def _canonical_mask(mask: Tensor, batch: tuple[int, ...], last: tuple[int, int, int]) -> Tensor:
     """4 dimensions, of size 1 where the mask is shared."""
     if not _broadcasts(mask.shape, (*batch, *last)):
-        raise ValueError(
-            f"attn_mask must broadcast to (..., H, L, S) = {(*batch, *last)}; got {tuple(mask.shape)}."
-        )
+        raise ValueError(f"attn_mask must broadcast to (..., H, L, S) = {(*batch, *last)}; got {tuple(mask.shape)}.")
     mask = mask.reshape(*[1] * (len(batch) + 3 - mask.dim()), *mask.shape)
     if all(n == 1 for n in mask.shape[:-3]):
         return mask.reshape(1, *mask.shape[-3:])

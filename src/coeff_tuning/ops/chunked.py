@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.ops._chunked_kernel import Call, Needs, backward, empty_gradients, empty_output, forward
 from coeff_tuning.ops._chunked_vmap import vmap_backward_rule, vmap_rule
 from coeff_tuning.ops.registry import Backend
-from coeff_tuning.ops.request import Request
+from coeff_tuning.ops.request import Request, in_functorch_transform
 
 _GENERATOR_DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 
@@ -41,7 +42,8 @@ def chunked_attention(request: Request) -> Tensor:
     """
     # From torch's global generator: a seeded run, or a checkpointed one, drops the same entries again.
     seed = torch.randint(2**62, (), dtype=torch.int64, device="cpu") if request.dropout_p > 0 else None
-    return _attention(
+    call = _Transformable.apply if _needs_function() else _attention
+    return call(  # type: ignore[no-any-return,no-untyped-call]
         request.query,
         request.key,
         request.value,
@@ -107,11 +109,45 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
-    gradients = iter(_attention_backward(grad, *ctx.saved_tensors, *ctx.options, needs))
+    call = _TransformableBackward.apply if _needs_function() else _attention_backward
+    gradients = iter(call(grad, *ctx.saved_tensors, *ctx.options, needs))  # type: ignore[no-untyped-call]
     return (*(next(gradients) if need else None for need in needs), None, None, None, None)
 
 
+def _no_second_derivative(ctx: Any, *grads: Any) -> None:
+    raise UnsupportedError(
+        'The chunked backend has first derivatives only, and a second one was asked for. Pass backend="reference".'
+    )
+
+
 _attention.register_autograd(_autograd, setup_context=_setup_context)
+_attention_backward.register_autograd(_no_second_derivative)
+
+
+def _needs_function() -> bool:
+    """Nested `torch.func` transforms need an `autograd.Function`; the autograd of a custom op is not one."""
+    return not torch.compiler.is_compiling() and in_functorch_transform()
+
+
+class _Transformable(torch.autograd.Function):
+    generate_vmap_rule = True
+    forward = staticmethod(_attention)  # type: ignore[assignment]
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_autograd)
+
+
+class _TransformableBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(_attention_backward(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    backward = staticmethod(_no_second_derivative)
 
 
 _attention.register_vmap(vmap_rule(_attention))

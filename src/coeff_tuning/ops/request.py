@@ -45,3 +45,8 @@ def dead_rows(mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return ~mask.any(-1, keepdim=True)
     return mask.amax(-1, keepdim=True) == -torch.inf
+
+
+def in_functorch_transform() -> bool:
+    """Whether a `torch.func` transform (vmap, grad, ...) is at work, so that values cannot be read."""
+    return bool(torch._C._are_functorch_transforms_active())  # type: ignore[no-untyped-call]

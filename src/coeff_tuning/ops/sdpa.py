@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from coeff_tuning.ops.registry import Backend
-from coeff_tuning.ops.request import Request, dead_rows
+from coeff_tuning.ops.request import Request, dead_rows, in_functorch_transform
 
 
 def supports(request: Request) -> tuple[bool, str]:
@@ -21,7 +21,7 @@ def supports(request: Request) -> tuple[bool, str]:
         return False, "needs a frozen coeff, got one that requires grad."
     if coeff.device.type != "cpu":
         return False, f"needs coeff=None or a coeff on the CPU, got one on {coeff.device.type}."
-    if not _readable(coeff):
+    if in_functorch_transform() or type(coeff) not in (Tensor, torch.nn.Parameter):
         return False, "needs a plain coeff, got one inside a torch.func transform or of a tensor subclass."
     identity = torch.eye(coeff.shape[-1], dtype=coeff.dtype)
     if not torch.equal(coeff, identity.expand_as(coeff)):
@@ -68,11 +68,6 @@ def open_dead_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     dead = dead_rows(mask)
     return (mask | dead if mask.dtype == torch.bool else mask.masked_fill(dead, 0.0)), dead
-
-
-def _readable(tensor: Tensor) -> bool:
-    in_transform = torch._C._are_functorch_transforms_active()  # type: ignore[no-untyped-call]
-    return not in_transform and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 BACKEND = Backend("sdpa", priority=30, supports=supports, call=sdpa_attention)
