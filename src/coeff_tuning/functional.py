@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from coeff_tuning.ops import select_backend
 from coeff_tuning.ops.canonical import make_request
+from coeff_tuning.ops.request import without_autocast
 
 
 def coeff_attention(
@@ -83,6 +83,6 @@ def coeff_attention(
         )
     request, batch = make_request(query, key, value, coeff, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     chosen = select_backend(request, backend)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device.type):
         out = chosen.call(request)
     return out.reshape(*batch, *out.shape[1:])

@@ -15,7 +15,7 @@ from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.ops._chunked_kernel import Call, Needs, backward, empty_gradients, empty_output, forward
 from coeff_tuning.ops._chunked_vmap import vmap_backward_rule, vmap_rule
 from coeff_tuning.ops.registry import Backend
-from coeff_tuning.ops.request import Request, in_functorch_transform
+from coeff_tuning.ops.request import Request, in_functorch_transform, without_autocast
 
 _GENERATOR_DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 
@@ -68,7 +68,7 @@ def _attention(
     is_causal: bool,
     scale: float,
 ) -> Tensor:
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device.type):
         return forward(Call(query, key, value, coeff, mask, seed, dropout_p, is_causal, scale))
 
 
@@ -87,7 +87,7 @@ def _attention_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     call = Call(query, key, value, coeff, mask, seed, dropout_p, is_causal, scale)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device.type):
         return [gradient for gradient in backward(grad, call, Needs(*needs)) if gradient is not None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,13 @@ def dead_rows(mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return ~mask.any(-1, keepdim=True)
     return mask.amax(-1, keepdim=True) == -torch.inf
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Context in which autocast, where the device has it, changes no dtype."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def in_functorch_transform() -> bool:
