@@ -54,9 +54,14 @@ def test_full_disk_leaves_the_former_run_intact(tmp_path: Path, error: Exception
     folder = tmp_path / "run"
     _finished(folder)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(RunError, match="cannot be written: .*No space left"), run_folder.replacing(folder) as staging:
-        (staging / "metrics.json").write_text("{")
-        raise error
+
+    def save_until_full() -> None:
+        with run_folder.replacing(folder) as staging:
+            (staging / "metrics.json").write_text("{")
+            raise error
+
+    with pytest.raises(RunError, match="cannot be written: .*No space left"):
+        save_until_full()
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 

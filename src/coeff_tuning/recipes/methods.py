@@ -31,7 +31,7 @@ def apply_method(task: str, loaded: LoadedModel, arguments: MethodArguments) -> 
         return model.requires_grad_(True)
     if method == "linear":
         return model.requires_grad_(False)
-    base, _, addition = method.partition("+")
+    base = method.removeprefix("coeff+")
     head = loaded.head or None
     if base == "coeff":
         return peft.get_peft_model(model, _coeff_config(task, arguments, head))
@@ -45,7 +45,7 @@ def apply_method(task: str, loaded: LoadedModel, arguments: MethodArguments) -> 
         modules_to_save=head,
     )
     adapted = peft.get_peft_model(model, config)
-    if addition:
+    if base != method:
         from coeff_tuning import add_coeff
 
         adapted = add_coeff(adapted, _coeff_config(task, arguments, None), adapter_name=_COEFF_NAME)
@@ -103,9 +103,8 @@ def load_trained(loaded: LoadedModel, method: str, folder: Path) -> Any:
         elif method != "full":
             import coeff_tuning  # registers the method with PEFT
 
-            model = peft.PeftModel.from_pretrained(model, str(folder))
-            if "+" in method:
-                model = coeff_tuning.load_coeff(model, str(folder / _COEFF_NAME))
+            load = coeff_tuning.load_coeff if "+" in method else peft.PeftModel.from_pretrained
+            model = load(model, str(folder))
     except (SafetensorError, OSError) as error:
         raise AdapterFileError(f"what {folder} holds cannot be read: {error}") from error
     return model.eval()

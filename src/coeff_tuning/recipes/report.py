@@ -84,12 +84,14 @@ def loading_lines(run: Run, metrics: dict[str, Any]) -> str:
         head = str(run.folder / HEAD_FILE)
         body = [f"model = {base}", f"model.load_state_dict(load_file({head!r}), strict=False)"]
     else:
-        imports.append("from peft import PeftModel")
-        body = [f"model = {base}", f"model = PeftModel.from_pretrained(model, {folder!r})"]
-        if "coeff" in method:
-            imports.insert(0, "import coeff_tuning")
         if "+" in method:
-            body.append(f"model = coeff_tuning.load_coeff(model, {str(run.folder / 'coeff')!r})")
+            imports.insert(0, "from coeff_tuning import load_coeff")
+            load = "load_coeff"
+        else:
+            imports += ["from peft import PeftModel"]
+            imports[:0] = ["import coeff_tuning"] if method == "coeff" else []
+            load = "PeftModel.from_pretrained"
+        body = [f"model = {base}", f"model = {load}(model, {folder!r})"]
     return "\n".join([*imports, "", *body])
 
 
