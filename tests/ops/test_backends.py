@@ -58,6 +58,36 @@ def test_block_boundaries(case: Case, block_bytes: int) -> None:
     assert_same(dict(zip(expected, [out, *tensors], strict=True)), expected, torch.float64)
 
 
+@pytest.mark.parametrize("block_bytes", [1, 1200, 5000])
+def test_dropout_over_several_blocks(block_bytes: int) -> None:
+    """The output is linear in value and in coeff: the gradients know which entries the forward dropped."""
+    inputs = NAMED["GQA causal per sample"].inputs()
+    request, _ = make_request(dropout_p=0.4, **inputs)
+    call = Call(
+        *(x.detach() for x in (request.query, request.key, request.value, request.coeff)),
+        None,
+        torch.tensor(5),
+        0.4,
+        True,
+        0.3,
+    )
+    out = forward(call, block_bytes)
+    assert torch.equal(out, forward(call, block_bytes))
+    assert (out != forward(call._replace(seed=torch.tensor(6)), block_bytes)).any()
+    grad = torch.randn_like(out)
+    gradients = backward(grad, call, Needs(True, True, True, True, False), block_bytes)
+    total = (out * grad).sum()
+    torch.testing.assert_close((gradients.value * call.value).sum(), total)
+    torch.testing.assert_close((gradients.coeff * call.coeff).sum(), total)
+    step = 1e-6
+    for name in ("query", "key"):
+        direction = torch.randn_like(getattr(call, name))
+        moved = call._replace(**{name: getattr(call, name) + step * direction})
+        slope = ((forward(moved, block_bytes) - out) * grad).sum() / step
+        expected = (getattr(gradients, name) * direction).sum()
+        torch.testing.assert_close(slope, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("wanted", ["query", "key", "value", "coeff", "attn_mask"])
 @pytest.mark.parametrize("backend", MIXING)
 def test_one_gradient_alone(backend: str, wanted: str) -> None:

@@ -1,4 +1,4 @@
-"""How a call is cut into blocks, and the attention maps of one block.
+"""How a call is cut into blocks, the attention maps of one block, and their dropout.
 
 A block holds some batch items, all their heads, some queries, and every key these may see. Key/value heads
 that serve `G = H // Hkv` query heads are never repeated: the `G` heads lie side by side in the rows of one
@@ -144,3 +144,30 @@ class Blocks:
         if self.dead is not None:
             maps.masked_fill_(self.mask_part(self.dead, block), 0.0)
         return maps
+
+
+class Dropout:
+    """Drops entries of maps: the same ones whenever the blocks of a call are gone through in order."""
+
+    def __init__(self, blocks: Blocks, seed: Tensor | None, probability: float) -> None:
+        self.blocks = blocks
+        self.keep = 1.0 - probability
+        self.generator: torch.Generator | None = None
+        self.factor: Tensor | None = None  # 0 or 1 / keep, per entry of the last block
+        if seed is not None:
+            self.generator = torch.Generator(blocks.device).manual_seed(int(seed))
+            self.factor = blocks.buffer()
+
+    def apply(self, maps: Tensor, block: Block, out: Tensor) -> Tensor:
+        """Write the maps without the dropped entries to `out`; returns the buffer that holds them."""
+        if self.factor is None:
+            return maps
+        factor = self.blocks.by_head(self.factor, block)
+        factor.bernoulli_(self.keep, generator=self.generator).div_(self.keep)
+        torch.mul(self.blocks.by_head(maps, block), factor, out=self.blocks.by_head(out, block))
+        return out
+
+    def backward_(self, grad: Tensor, block: Block) -> None:
+        """Make the gradient of the last dropped maps that of the maps, in place."""
+        if self.factor is not None:
+            self.blocks.by_head(grad, block).mul_(self.blocks.by_head(self.factor, block))

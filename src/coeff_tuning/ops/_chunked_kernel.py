@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coeff_tuning.ops._blocks import Block, Blocks
+from coeff_tuning.ops._blocks import Block, Blocks, Dropout
 
 
 class Call(NamedTuple):
@@ -83,7 +83,7 @@ def forward(call: Call, block_bytes: int | None = None) -> Tensor:
     if _is_empty(call):
         return out.zero_()
     blocks = Blocks(call.query, call.key, call.mask, call.is_causal, block_bytes)
-    dropout = _Dropout(call, blocks)
+    dropout = Dropout(blocks, call.seed, call.dropout_p)
     maps, mixed = blocks.buffer(), blocks.buffer()
     for items in blocks.items_slices():
         keys, values = blocks.all_keys(call.key, items), blocks.all_keys(call.value, items)
@@ -125,7 +125,7 @@ class _Backward:
     def __init__(self, grad: Tensor, call: Call, gradients: Gradients, block_bytes: int | None) -> None:
         self.grad, self.call, self.gradients = grad, call, gradients
         self.blocks = Blocks(call.query, call.key, call.mask, call.is_causal, block_bytes)
-        self.dropout = _Dropout(call, self.blocks)
+        self.dropout = Dropout(self.blocks, call.seed, call.dropout_p)
         self.maps, self.mixed = self.blocks.buffer(), self.blocks.buffer()
         self.dmaps = self.mixed if call.coeff is None else self.blocks.buffer()
         self.dropped = self.maps if call.seed is None else self.blocks.buffer()
@@ -204,33 +204,6 @@ class _Backward:
             torch.mul(part.view(target.shape), scale, out=target)
         if dkeys is not None:
             dkeys.baddbmm_(blocks.by_kv(self.dmaps, block).mT, rows, alpha=scale)
-
-
-class _Dropout:
-    """Drops entries of maps: the same ones whenever the blocks of a call are gone through in order."""
-
-    def __init__(self, call: Call, blocks: Blocks) -> None:
-        self.blocks = blocks
-        self.keep = 1.0 - call.dropout_p
-        self.generator: torch.Generator | None = None
-        self.factor: Tensor | None = None  # 0 or 1 / keep, per entry of the last block
-        if call.seed is not None:
-            self.generator = torch.Generator(blocks.device).manual_seed(int(call.seed))
-            self.factor = blocks.buffer()
-
-    def apply(self, maps: Tensor, block: Block, out: Tensor) -> Tensor:
-        """Write the maps without the dropped entries to `out`; returns the buffer that holds them."""
-        if self.factor is None:
-            return maps
-        factor = self.blocks.by_head(self.factor, block)
-        factor.bernoulli_(self.keep, generator=self.generator).div_(self.keep)
-        torch.mul(self.blocks.by_head(maps, block), factor, out=self.blocks.by_head(out, block))
-        return out
-
-    def backward_(self, grad: Tensor, block: Block) -> None:
-        """Make the gradient of the last dropped maps that of the maps, in place."""
-        if self.factor is not None:
-            self.blocks.by_head(grad, block).mul_(self.blocks.by_head(self.factor, block))
 
 
 def _is_empty(call: Call) -> bool:
