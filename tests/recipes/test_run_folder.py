@@ -12,8 +12,13 @@ from coeff_tuning.recipes import run_folder
 SETTINGS = {"task": "causal-lm", "seed": 3}
 
 
+def _begun(folder: Path) -> None:
+    assert run_folder.start(folder, SETTINGS, None, overwrite=False) is None
+    run_folder.claim(folder, SETTINGS, None)
+
+
 def _finished(folder: Path) -> None:
-    run_folder.start(folder, SETTINGS, None, overwrite=False)
+    _begun(folder)
     (folder / "metrics.json").write_text(json.dumps({"accuracy": 0.5}))
 
 
@@ -32,16 +37,20 @@ def test_foreign_files_are_never_claimed(tmp_path: Path) -> None:
 
 
 def test_interrupted_run_resumes_only_with_its_settings(tmp_path: Path) -> None:
-    run_folder.start(tmp_path, SETTINGS, None, overwrite=False)
+    _begun(tmp_path)
+    run_folder.start(tmp_path, {**SETTINGS, "seed": 4}, None, overwrite=False)  # no checkpoint yet: nothing to lose
+    (tmp_path / "checkpoint-2").mkdir()
     with pytest.raises(RunError, match="an interrupted run; --resume_from_checkpoint true goes on"):
         run_folder.start(tmp_path, SETTINGS, None, overwrite=False)
     with pytest.raises(RunError, match="seed was 3 and is now 4"):
         run_folder.start(tmp_path, {**SETTINGS, "seed": 4}, "true", overwrite=False)
     assert run_folder.start(tmp_path, SETTINGS, "true", overwrite=False) is None
+    run_folder.claim(tmp_path, SETTINGS, None)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    run_folder.start(tmp_path, SETTINGS, None, overwrite=False)
+    _begun(tmp_path)
     for step, state in ((9, "{}"), (10, '{"epo')):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)

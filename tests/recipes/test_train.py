@@ -159,5 +159,6 @@ def test_errors_are_one_line_with_exit_code_2(
     assert cli.main(["train", *argv]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("coeff-tuning: split 'train' has no column 'body'; it has text, label")
+    assert not (tmp_path / "run").exists()  # so that the corrected command can be typed again
     with pytest.raises(CoeffTuningError, match="cannot be loaded for text-classification"):
         train(parse_run([*_text(tmp_path / "no-model", reviews, tmp_path / "other")]))

@@ -20,10 +20,10 @@ _CHECKPOINTS = "checkpoint-*"
 
 
 def start(folder: Path, settings: dict[str, Any], resume: str | None, *, overwrite: bool) -> str | None:
-    """Claim a run folder before any work is done.
+    """Decide, before any work is done, whether a run may use a folder; nothing is written.
 
     Args:
-        folder: the run folder; created where it does not exist.
+        folder: the run folder.
         settings: what `config.yaml` will hold.
         resume: `--resume_from_checkpoint`: a checkpoint folder, `true` for the newest complete one, or None.
         overwrite: whether a run may be replaced.
@@ -32,31 +32,42 @@ def start(folder: Path, settings: dict[str, Any], resume: str | None, *, overwri
         The checkpoint to resume from, or None to start at the beginning.
 
     Raises:
-        RunError: the folder holds a run or other files, was made with other settings, or cannot be written.
+        RunError: the folder holds a run or other files, or was made with other settings.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return None if resume is None or resume.lower() == "true" else resume
+    is_done = (folder / METRICS_FILE).exists()
+    if not is_done and not (folder / CONFIG_FILE).exists():
+        raise RunError(f"{folder} holds files that are not a run's; choose another --output_dir")
+    if not (overwrite or resume) and (is_done or any(folder.glob(_CHECKPOINTS))):
+        hint = "" if is_done else "--resume_from_checkpoint true goes on with it, "
+        raise RunError(
+            f"{folder} holds {'a run' if is_done else 'an interrupted run'}; {hint}--overwrite_output_dir replaces "
+            "it, another --output_dir leaves it alone"
+        )
+    if resume:
+        check_settings(folder, settings)
+    return _newest_checkpoint(folder) if resume and resume.lower() == "true" else resume
+
+
+def claim(folder: Path, settings: dict[str, Any], checkpoint: str | None) -> None:
+    """Mark a folder as a run's, once nothing can be wrong with model and data any more.
+
+    Args:
+        folder: the run folder; created where it does not exist.
+        settings: what `config.yaml` will hold.
+        checkpoint: from `start`; without one, checkpoints of an earlier run are removed.
+
+    Raises:
+        RunError: the folder cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    is_run = (folder / METRICS_FILE).exists() or (folder / CONFIG_FILE).exists()
-    if any(folder.iterdir()):
-        if not is_run:
-            raise RunError(f"{folder} holds files that are not a run's; choose another --output_dir")
-        if not (overwrite or resume):
-            done = (folder / METRICS_FILE).exists()
-            hint = "" if done else "--resume_from_checkpoint true goes on with it, "
-            raise RunError(
-                f"{folder} holds {'a run' if done else 'an interrupted run'}; {hint}--overwrite_output_dir replaces "
-                "it, another --output_dir leaves it alone"
-            )
-        if resume:
-            check_settings(folder, settings)
-    checkpoint = _newest_checkpoint(folder) if resume and resume.lower() == "true" else resume
-    if checkpoint is None:
-        for stale in folder.glob(_CHECKPOINTS):
-            shutil.rmtree(stale)
-    if not (folder / METRICS_FILE).exists():
-        with writing(folder):
+        if checkpoint is None:
+            for stale in folder.glob(_CHECKPOINTS):
+                shutil.rmtree(stale)
+        if not (folder / METRICS_FILE).exists():
             _write_text(folder / CONFIG_FILE, require("yaml").safe_dump(settings, sort_keys=False))
-    return checkpoint
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -159,7 +170,6 @@ def _newest_checkpoint(folder: Path) -> str | None:
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
             continue
         return str(checkpoint)
     return None

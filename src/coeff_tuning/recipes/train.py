@@ -33,6 +33,7 @@ def train(run: Run) -> dict[str, Any]:
     )
     set_seed(arguments.seed)
     prepared = prepare(run)
+    run_folder.claim(run.folder, run.resolved, checkpoint)
     head_parameters = prepared.loaded.head_parameters
     started = time.perf_counter()
     scores = _fit_probe(run, prepared) if checkpoint is None else []
