@@ -226,6 +226,14 @@ def test_autocast_does_as_sdpa(backend: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(actual[name].float(), tensor, atol=0.15, rtol=0.1)
 
 
+def test_autocast_does_not_reach_into_the_op() -> None:
+    x = NAMED["plain"].inputs(torch.float32)
+    arguments = (x["query"], x["key"], x["value"], x["coeff"], None, None, 0.0, False, 0.3)
+    expected = torch.ops.coeff_tuning.chunked_attention(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(torch.ops.coeff_tuning.chunked_attention(*arguments), expected)
+
+
 def test_inference_mode_and_no_grad() -> None:
     inputs = NAMED["float (B, 1, L, S)"].inputs()
     expected = coeff_attention(**inputs, backend="reference").detach()
