@@ -131,7 +131,7 @@ def _needs_function() -> bool:
 
 class _Transformable(torch.autograd.Function):
     generate_vmap_rule = True
-    forward = staticmethod(_attention)  # type: ignore[assignment]
+    forward = staticmethod(_attention)
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_autograd)
 

@@ -57,4 +57,4 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 def in_functorch_transform() -> bool:
     """Whether a `torch.func` transform (vmap, grad, ...) is at work, so that values cannot be read."""
-    return bool(torch._C._are_functorch_transforms_active())  # type: ignore[no-untyped-call]
+    return bool(torch._C._are_functorch_transforms_active())
