@@ -84,14 +84,6 @@ def test_the_score_is_that_of_the_saved_model(bert: Path, reviews: Path, tmp_pat
     assert sum(losses) / len(losses) == pytest.approx(metrics["loss"], abs=1e-5)
 
 
-def test_head_that_starts_at_the_probe(bert: Path, reviews: Path, tmp_path: Path) -> None:
-    flags = ["--method", "coeff", "--head_init", "probe", "--learning_rate", "0", "--coeff_learning_rate", "0"]
-    tuned = train(parse_run(_text(bert, reviews, tmp_path / "coeff", *flags)))
-    probe = train(parse_run(_text(bert, reviews, tmp_path / "linear", "--method", "linear")))
-    assert tuned["accuracy"] == probe["accuracy"]
-    assert tuned["loss"] == pytest.approx(probe["loss"], rel=1e-4)
-
-
 @pytest.mark.parametrize("size", [None, 14])
 def test_images(dinov2: Path, colours: Path, tmp_path: Path, size: int | None) -> None:
     folder = tmp_path / "run"

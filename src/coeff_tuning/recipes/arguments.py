@@ -93,7 +93,6 @@ class MethodArguments:
 
     Attributes:
         method: the method, one of `METHODS`.
-        head_init: where the head starts.
         coeff_learning_rate: learning rate of the coefficients.
         coeff_weight_decay: weight decay of the coefficients.
         coeff_dropout: dropout on the entries of the coefficients.
@@ -106,14 +105,6 @@ class MethodArguments:
     method: str = field(
         default="coeff",
         metadata={"help": "What is trained, besides the head, which always is.", "choices": list(METHODS)},
-    )
-    head_init: str = field(
-        default="random",
-        metadata={
-            "help": "Where the head starts: 'random', or 'probe': the converged linear probe on frozen features, so "
-            "that training starts at the probe's accuracy.",
-            "choices": ["random", "probe"],
-        },
     )
     coeff_learning_rate: float = field(
         default=1e-2, metadata={"help": "Learning rate of the coefficients: 10 to 50 times LoRA's."}

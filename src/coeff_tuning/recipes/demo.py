@@ -19,8 +19,9 @@ DEMO: dict[str, Any] = {
     "dataset": "digits",
     "image_size": 70,
     "train_samples_per_class": 16,
-    "num_train_epochs": 30,
-    "learning_rate": "1e-3",
+    "num_train_epochs": 24,
+    "per_device_train_batch_size": 16,
+    "learning_rate": "1e-2",
     "coeff_learning_rate": "5e-2",
     "coeff_dropout": 0.2,
 }

@@ -35,14 +35,10 @@ def train(run: Run) -> dict[str, Any]:
     prepared = prepare(run)
     run_folder.claim(run.folder, run.resolved, checkpoint)
     head_parameters = prepared.loaded.head_parameters
-    started = time.perf_counter()
-    scores = _fit_probe(run, prepared) if checkpoint is None else []
-    set_seed(arguments.seed)
     model = apply_method(run.task, prepared.loaded, run.method)
     trainer = _make_trainer(run, prepared, model)
-    if run.method.method != "linear":
-        with run_folder.writing(run.folder):
-            trainer.train(resume_from_checkpoint=checkpoint)
+    started = time.perf_counter()
+    history = _fit(run, prepared, trainer, checkpoint)
     seconds = time.perf_counter() - started
     trained = head_parameters if run.method.method == "linear" else _trainable(model)
     metrics = {
@@ -63,7 +59,7 @@ def train(run: Run) -> dict[str, Any]:
         "resumed": checkpoint is not None,
         **environment.summary(),
     }
-    _save(run, prepared, model, metrics, scores if run.method.method == "linear" else trainer.state.log_history)
+    _save(run, prepared, model, metrics, history)
     return metrics
 
 
@@ -83,14 +79,16 @@ def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
     )
 
 
-def _fit_probe(run: Run, prepared: Prepared) -> list[dict[str, float]]:
-    """Train the head alone where the run asks for it; returns cross-validation scores."""
-    if run.method.method != "linear" and run.method.head_init != "probe":
-        return []
-    from coeff_tuning.recipes.probe import fit_probe
+def _fit(run: Run, prepared: Prepared, trainer: Any, checkpoint: str | None) -> list[dict[str, float]]:
+    """Train; returns what `curves.png` shows: cross-validation scores of a linear probe, else the logged losses."""
+    if run.method.method == "linear":
+        from coeff_tuning.recipes.probe import fit_probe
 
-    size, seed = run.training.per_device_eval_batch_size, run.training.seed
-    return fit_probe(prepared.loaded, prepared.train, prepared.collator, size, seed)
+        size, seed = run.training.per_device_eval_batch_size, run.training.seed
+        return fit_probe(prepared.loaded, prepared.train, prepared.collator, size, seed)
+    with run_folder.writing(run.folder):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer.state.log_history  # type: ignore[no-any-return]
 
 
 def _trainable(model: Any) -> int:
