@@ -63,6 +63,7 @@ def test_spread_is_the_sample_standard_deviation() -> None:
     (entry,) = summarise(rows)
     assert entry["mean"] == pytest.approx(0.3)
     assert entry["std"] == pytest.approx(0.07**0.5)
+    assert summarise(rows[:1])[0]["std"] is None  # one run says nothing about spread
 
 
 def test_bad_arguments(config: str, tmp_path: Path) -> None:

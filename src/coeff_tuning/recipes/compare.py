@@ -107,7 +107,8 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         rows: metrics of the runs.
 
     Returns:
-        One entry per method, in the order of the rows; `std` is the sample standard deviation over seeds.
+        One entry per method, in the order of the rows; `std` is the sample standard deviation over seeds,
+        None for a single seed.
     """
     score = "accuracy" if "accuracy" in rows[0] else "perplexity"
     summary = []
@@ -120,7 +121,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "seeds": [row["seed"] for row in own],
                 "score": score,
                 "mean": float(values.mean()),
-                "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+                "std": float(values.std(ddof=1)) if len(values) > 1 else None,
                 "values": values.tolist(),
                 "extra_parameters": own[0]["extra_parameters"],
                 "train_seconds": float(np.mean([row["train_seconds"] for row in own])),
@@ -131,9 +132,10 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
+    spread = "" if entry["std"] is None else f" ± {entry['std']:.4f}"
     return [
         entry["method"],
-        f"{entry['mean']:.4f} ± {entry['std']:.4f}",
+        f"{entry['mean']:.4f}{spread}",
         f"{entry['extra_parameters']:,}",
         f"{entry['train_seconds']:.1f}",
         f"{entry['peak_memory_mib']:,.0f}",
@@ -142,7 +144,13 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 def _header(summary: list[dict[str, Any]]) -> list[str]:
     first = summary[0]
-    return ["method", f"{first['score']} ({len(first['seeds'])} seeds)", "extra numbers", "train s", "peak MiB"]
+    return [
+        "method",
+        f"{first['score']} ({len(first['seeds'])} seed{'s' * (len(first['seeds']) > 1)})",
+        "extra numbers",
+        "train s",
+        "peak MiB",
+    ]
 
 
 def _print_table(summary: list[dict[str, Any]], root: Path) -> None:
@@ -186,7 +194,7 @@ def _plot(summary: list[dict[str, Any]], path: Path) -> None:
     canvas = plots.figure(1.2 * len(summary) + 2.2, 3.4)
     axes = canvas.subplots()
     for position, entry in enumerate(summary):
-        axes.errorbar(position, entry["mean"], yerr=entry["std"], fmt="o", markersize=7, capsize=5, color="C0")
+        axes.errorbar(position, entry["mean"], yerr=entry["std"] or 0, fmt="o", markersize=7, capsize=5, color="C0")
         axes.plot([position + 0.15] * len(entry["values"]), entry["values"], ".", color="0.6", markersize=6)
     names = [f"{entry['method']}\n+{entry['extra_parameters']:,}" for entry in summary]
     axes.set_xticks(range(len(summary)), names)
