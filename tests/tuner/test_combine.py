@@ -234,3 +234,12 @@ def test_load_coeff_of_another_model_raises(tmp_path: Path) -> None:
     deeper = tf.BertForSequenceClassification(tf.BertConfig(**{**tiny.TEXT, "num_hidden_layers": 3}, num_labels=5))
     with pytest.raises(AdapterMismatchError, match="1 modules have none saved"):
         load_coeff(get_peft_model(deeper, lora()), tmp_path / "coeff")
+
+
+def test_mixed_batch_of_a_combination_raises_in_generate_too() -> None:
+    model, inputs = tiny.build("llama")
+    lora_model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    combined = add_coeff(lora_model, CoeffConfig()).eval()
+    with pytest.raises(CombinationError, match="adapter_names"):
+        combined.generate(**inputs, max_new_tokens=2, adapter_names=["default", "__base__"])
+    combined.generate(**inputs, max_new_tokens=2)

@@ -102,23 +102,27 @@ def _after_pass(model: nn.Module, args: Any, output: Any) -> None:
 # Loading
 
 
-def require_fit(model: nn.Module, adapter_name: str, state_dict: Mapping[str, Tensor]) -> None:
+def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name: str | None = None) -> None:
     """Raise unless saved coefficients fit a model's layers one to one.
 
     Args:
-        model: model with the adapter attached.
-        adapter_name: name of the adapter that is being loaded.
-        state_dict: its tensors, with keys as in the model's own state dict.
+        model: model with the adapters attached.
+        state_dict: tensors with keys as in the model's own state dict; those of other parameters do not matter.
+        adapter_name: the adapter that is being loaded. None: those that the keys name, which may be none.
 
     Raises:
         AdapterMismatchError: a layer has no saved coefficients, saved coefficients have no layer, or sizes differ.
     """
+    marker = f"{CHILD_NAME}.{COEFF_PREFIX}"
+    saved = {key: value.shape for key, value in state_dict.items() if marker in key}
+    if adapter_name is None and not saved:
+        return
+    names = {key.rpartition(f"{marker}.")[2] for key in saved} if adapter_name is None else {adapter_name}
     expected = {
-        f"{name}.{COEFF_PREFIX}.{adapter_name}": layer.coeff_delta[adapter_name].shape
+        f"{name}.{COEFF_PREFIX}.{adapter}": layer.coeff_delta[adapter].shape
         for name, layer in coeff_layers(model)
-        if adapter_name in layer.coeff_delta
+        for adapter in names & set(layer.coeff_delta)
     }
-    saved = {key: value.shape for key, value in state_dict.items() if f"{CHILD_NAME}.{COEFF_PREFIX}" in key}
     missing, foreign = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
     if missing or foreign:
         raise AdapterMismatchError(

@@ -20,9 +20,15 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from coeff_tuning.errors import AdapterFileError, CombinationError
-from coeff_tuning.tuner.checks import ORDER_ADVICE
+from coeff_tuning.tuner import checks
 from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig
 from coeff_tuning.tuner.model import CoeffModel
+
+
+MIXED_BATCH_REFUSAL = (
+    "adapter_names=[...] must name one method's adapters; this model combines LoRA with coefficients, which would "
+    "act on every sample of the batch. Run the samples of each adapter in a batch of their own."
+)
 
 
 class _BesideModel(CoeffModel):
@@ -70,6 +76,8 @@ def add_coeff(peft_model: PeftModel, config: CoeffConfig, adapter_name: str = "c
         except Exception:
             base.peft_config.pop(adapter_name, None)
             raise
+    checks.watch_first_pass(peft_model)  # PEFT before 0.21 calls the base model without its hooks
+    peft_model.register_forward_pre_hook(_refuse_adapter_names, with_kwargs=True)
     base.register_forward_pre_hook(_refuse_mixed_batch)
     return peft_model
 
@@ -109,7 +117,9 @@ def load_coeff(
     config = CoeffConfig.from_pretrained(str(folder))
     config.inference_mode = not is_trainable
     add_coeff(peft_model, config, name)
-    set_peft_model_state_dict(peft_model, load_peft_weights(str(folder), device="cpu"), adapter_name=name)
+    weights = load_peft_weights(str(folder), device="cpu")
+    checks.require_fit(peft_model, {f"{key}.{name}": value for key, value in weights.items()}, name)
+    set_peft_model_state_dict(peft_model, weights, adapter_name=name)
     if not is_trainable:
         peft_model.eval()
     return peft_model
@@ -130,7 +140,9 @@ def _check_arguments(peft_model: Any, config: Any, adapter_name: str) -> None:
             f"{type(tuner).__name__}. For a further coefficient adapter use peft_model.add_adapter(name, config)."
         )
     if isinstance(peft_model.get_base_model(), PeftModel):
-        raise CombinationError(f"add_coeff needs one PeftModel; this is a PeftModel in a PeftModel. {ORDER_ADVICE}")
+        raise CombinationError(
+            f"add_coeff needs one PeftModel; this is a PeftModel in a PeftModel. {checks.ORDER_ADVICE}"
+        )
     if config.modules_to_save:
         raise CombinationError(
             f"modules_to_save={config.modules_to_save} must be given to the method that was attached first, which owns "
@@ -154,18 +166,21 @@ def _kept(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad = requires_grad
 
 
+def _refuse_adapter_names(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Raise before a mixed batch, in which the coefficients would act on every sample."""
+    if kwargs.get("adapter_names") is not None:
+        raise CombinationError(MIXED_BATCH_REFUSAL)
+
+
 def _refuse_mixed_batch(model: nn.Module, args: Any) -> None:
-    """Raise if LoRA is about to run a mixed batch, in which the coefficients would act on every sample."""
+    """Raise in a forward pass of `generate` if LoRA runs a mixed batch."""
     if torch.compiler.is_compiling() or not _mixed_batch_hooks(_first_lora_layer(model)):
         return
     for module in model.modules():  # PEFT leaves its hooks behind when a forward pass raises
         for key in _mixed_batch_hooks(module):
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
-    raise CombinationError(
-        "adapter_names=[...] must name one method's adapters; this model combines LoRA with coefficients, which would "
-        "act on every sample of the batch. Run the samples of each adapter in a batch of their own."
-    )
+    raise CombinationError(MIXED_BATCH_REFUSAL)
 
 
 def _first_lora_layer(model: nn.Module) -> nn.Module | None:

@@ -136,10 +136,27 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
-        checks.require_fit(model, adapter_name, remapped)
+        checks.require_fit(model, remapped, adapter_name)
         return remapped
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # PEFT before 0.21 has no `_remap_adapter_state_dict_for_load`; this runs before any layer is loaded.
+        checks.require_fit(self, {key.removeprefix(prefix): value for key, value in state_dict.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     # Using
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model, with its hooks; PEFT before 0.21 leaves them out.
+
+        Args:
+            *args: passed on.
+            **kwargs: passed on.
+
+        Returns:
+            The model's output.
+        """
+        return self.model(*args, **kwargs)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapter(s).
