@@ -24,7 +24,6 @@ from coeff_tuning.tuner import checks
 from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig
 from coeff_tuning.tuner.model import CoeffModel
 
-
 MIXED_BATCH_REFUSAL = (
     "adapter_names=[...] must name one method's adapters; this model combines LoRA with coefficients, which would "
     "act on every sample of the batch. Run the samples of each adapter in a batch of their own."
