@@ -62,6 +62,8 @@ def test_spread_is_the_sample_standard_deviation() -> None:
     ]
     (entry,) = summarise(rows)
     assert entry["mean"] == pytest.approx(0.3)
+    rows[0].update(resumed=True, train_seconds=0.1)
+    assert summarise(rows)[0]["train_seconds"] == 2
     assert entry["std"] == pytest.approx(0.07**0.5)
     assert summarise(rows[:1])[0]["std"] is None  # one run says nothing about spread
 

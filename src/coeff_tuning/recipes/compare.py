@@ -108,13 +108,14 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         One entry per method, in the order of the rows; `std` is the sample standard deviation over seeds,
-        None for a single seed.
+        None for a single seed. Time is the mean over runs that were not interrupted, None without any.
     """
     score = "accuracy" if "accuracy" in rows[0] else "perplexity"
     summary = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         values = np.array([row[score] for row in own])
+        seconds = [row["train_seconds"] for row in own if not row.get("resumed")]  # else only what was left to do
         summary.append(
             {
                 "method": method,
@@ -124,7 +125,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "std": float(values.std(ddof=1)) if len(values) > 1 else None,
                 "values": values.tolist(),
                 "extra_parameters": own[0]["extra_parameters"],
-                "train_seconds": float(np.mean([row["train_seconds"] for row in own])),
+                "train_seconds": float(np.mean(seconds)) if seconds else None,
                 "peak_memory_mib": max(row["peak_memory_mib"] for row in own),
             }
         )
@@ -137,7 +138,7 @@ def _cells(entry: dict[str, Any]) -> list[str]:
         entry["method"],
         f"{entry['mean']:.4f}{spread}",
         f"{entry['extra_parameters']:,}",
-        f"{entry['train_seconds']:.1f}",
+        "resumed" if entry["train_seconds"] is None else f"{entry['train_seconds']:.1f}",
         f"{entry['peak_memory_mib']:,.0f}",
     ]
 
