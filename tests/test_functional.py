@@ -141,3 +141,13 @@ class TestShapes:
         gradients = torch.autograd.grad(out, tensors, grad)
         expected = torch.autograd.grad(coeff_attention(**x, backend="reference"), tensors, grad)
         torch.testing.assert_close(gradients, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_a_float64_mask_beside_a_float32_query_is_cast(backend: str) -> None:
+    query, key, value = torch.randn(3, 1, 2, 3, 4).unbind(0)
+    mask = torch.zeros(3, 3, dtype=torch.float64)
+    mask[0] = torch.finfo(torch.float64).min  # -inf in float32: nothing to attend to
+    out = coeff_attention(query, key, value, torch.randn(2, 2), mask, backend=backend)
+    assert torch.equal(out[:, :, 0], torch.zeros(1, 2, 4))
+    assert out.isfinite().all()

@@ -42,7 +42,7 @@ def literal_mixing(model: nn.Module) -> Iterator[list[int]]:
     handles = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        current.append(module.coeff_layer.coeff_delta["default"] + torch.eye(module.coeff_layer.num_heads))
+        current.append(module.coefficients.coeff_delta["default"] + torch.eye(module.coefficients.num_heads))
 
     def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         current.pop()
@@ -55,7 +55,7 @@ def literal_mixing(model: nn.Module) -> Iterator[list[int]]:
         return torch.einsum("hi,bils->bhls", current[-1], maps)
 
     for module in model.modules():
-        if isinstance(getattr(module, "coeff_layer", None), CoeffLayer):
+        if isinstance(getattr(module, "coefficients", None), CoeffLayer):
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave, with_kwargs=True))
     nn.functional.softmax = patched

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +122,9 @@ def test_loras_own_merge_leaves_coefficients_active() -> None:
     torch.testing.assert_close(run(model), on, atol=1e-5, rtol=1e-4)
     model.unmerge_adapter()
     torch.testing.assert_close(run(model), on, atol=1e-5, rtol=1e-4)
-    merged = model.merge_and_unload()
+    with pytest.warns(UserWarning, match="stay active in the merged model"):
+        merged = model.merge_and_unload()
+    assert list(merged.peft_config) == ["coeff"]
     torch.testing.assert_close(run(merged), on, atol=1e-5, rtol=1e-4)
     for layer in (m for m in merged.modules() if isinstance(m, CoeffLayer)):
         layer.enable_adapters(False)
@@ -146,6 +150,70 @@ def test_second_lora_adapter_beside_coefficients(tmp_path: Path) -> None:
     assert torch.equal(run(model), on)
 
 
+def test_each_method_has_an_active_adapter_of_its_own() -> None:
+    model = train(both())
+    on = run(model)
+    add_coeff(model, CoeffConfig(), "other")
+    tiny.randomise(model.eval(), seed=7)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any(name.endswith("coeff_delta.other") for name in trainable)
+    assert not any(name.endswith("coeff_delta.coeff") for name in trainable)
+    other = run(model)
+    model.set_adapter("coeff")
+    assert model.base_model.model.classifier.active_adapters == ["default"]  # the head is still LoRA's
+    assert not torch.allclose(run(model), other, atol=1e-4)
+    model.set_adapter("other")
+    assert torch.equal(run(model), other)
+    model.delete_adapter("coeff")
+    assert torch.equal(run(model), other)
+    assert not torch.allclose(other, on, atol=1e-4)
+
+
+def test_deleting_the_coefficients_leaves_lora_alone() -> None:
+    model = train(both())
+    alone = train(get_peft_model(classifier(), lora()))
+    model.delete_adapter("coeff")
+    assert type(model) is type(alone)
+    assert not any("coeff" in name for name, _ in model.named_parameters())
+    alone.load_state_dict(model.state_dict())
+    assert torch.equal(run(model), run(alone))
+
+
+def test_deleting_the_method_that_owns_the_model_raises() -> None:
+    model = train(both())
+    on = run(model)
+    with pytest.raises(CombinationError, match="'default' is the only adapter.*unload"):
+        model.delete_adapter("default")
+    assert torch.equal(run(model), on)
+
+
+def test_unload_gives_the_base_model() -> None:
+    base = classifier()
+    unloaded = train(both()).unload()
+    assert list(unloaded.state_dict()) == list(base.state_dict())
+    unloaded.classifier = base.classifier  # PEFT's own unload leaves the trained head in place
+    assert torch.equal(run(unloaded), run(base))
+
+
+def test_reloading_a_saved_combination_over_itself_restores_both(tmp_path: Path) -> None:
+    model = train(both())
+    on = run(model)
+    model.save_pretrained(tmp_path)
+    train(model)
+    model.load_adapter(str(tmp_path), "default")  # what Trainer does with load_best_model_at_end
+    assert torch.equal(run(model), on)
+
+
+def test_deepcopy_and_pickle_of_a_combination() -> None:
+    model = train(both())
+    on = run(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(twin) is type(model)
+        assert torch.equal(run(twin), on)
+        twin.delete_adapter("coeff")
+    assert torch.equal(run(model), on)
+
+
 # Misuse
 
 
@@ -158,6 +226,19 @@ def test_coefficients_first_then_lora_raises(second_name: str) -> None:
     model = get_peft_model(classifier(), CoeffConfig(task_type="SEQ_CLS"))
     with pytest.warns(UserWarning), pytest.raises(CombinationError, match="add_coeff"):
         first_error(get_peft_model(model, lora(), adapter_name=second_name))
+
+
+@pytest.mark.parametrize("after_a_pass", [False, True])
+def test_coefficients_first_then_lora_cannot_be_saved(after_a_pass: bool, tmp_path: Path) -> None:
+    model = get_peft_model(classifier(), CoeffConfig(task_type="SEQ_CLS"))
+    if after_a_pass:
+        first_error(model)
+    with pytest.warns(UserWarning):
+        stacked = get_peft_model(model, lora())
+    with pytest.raises(CombinationError, match="add_coeff"):
+        stacked.save_pretrained(tmp_path)
+    with pytest.raises(CombinationError, match="add_coeff"):
+        first_error(stacked)
 
 
 @pytest.mark.parametrize("unwrap", [False, True], ids=["peft-model", "base-model"])
@@ -232,8 +313,11 @@ def test_load_coeff_of_another_model_raises(tmp_path: Path) -> None:
     both().save_pretrained(tmp_path)
     torch.manual_seed(0)
     deeper = tf.BertForSequenceClassification(tf.BertConfig(**{**tiny.TEXT, "num_hidden_layers": 3}, num_labels=5))
+    model = get_peft_model(deeper, lora())
     with pytest.raises(AdapterMismatchError, match="1 modules have none saved"):
-        load_coeff(get_peft_model(deeper, lora()), tmp_path / "coeff")
+        load_coeff(model, tmp_path / "coeff")
+    assert list(model.peft_config) == ["default"]
+    assert not any("coeff" in name for name, _ in model.named_parameters())
 
 
 def test_mixed_batch_of_a_combination_raises_in_generate_too() -> None:

@@ -24,6 +24,8 @@ from coeff_tuning import CoeffConfig
         ({"layers_to_transform": []}, ValueError, r"\[\]"),
         ({"layers_to_transform": [0.5]}, TypeError, r"\[0.5\]"),
         ({"layers_to_transform": True}, TypeError, "True"),
+        ({"target_modules": "(("}, ValueError, r"'\(\(' is not"),
+        ({"allow_unused": "yes"}, TypeError, "'yes'"),
         ({"target_modules": 3}, TypeError, "got 3"),
         ({"target_modules": []}, ValueError, "target_modules is empty"),
         ({"exclude_modules": [1]}, TypeError, r"got \[1\]"),

@@ -70,6 +70,29 @@ def test_adapter_of_another_model_is_refused(saved: Path, model: Any, message: s
         PeftModel.from_pretrained(model(), saved)
 
 
+@pytest.mark.parametrize(
+    "values", [torch.full((3, 3), float("nan")), torch.ones(3, 3, dtype=torch.int64)], ids=["nan", "int64"]
+)
+def test_values_that_are_no_coefficients_are_refused(saved: Path, values: torch.Tensor) -> None:
+    weights = load_file(saved / WEIGHTS)
+    save_file({**weights, next(iter(weights)): values}, saved / WEIGHTS)
+    with pytest.raises(AdapterMismatchError, match=f"holds {values.dtype}"):
+        PeftModel.from_pretrained(bert(), saved)
+
+
+def test_head_of_another_size_leaves_the_coefficients_alone(tmp_path: Path) -> None:
+    def classifier(labels: int) -> PeftModel:
+        config = tf.BertConfig(**tiny.TEXT, num_labels=labels)
+        return get_peft_model(tf.BertForSequenceClassification(config), CoeffConfig(task_type="SEQ_CLS"))
+
+    tiny.randomise(classifier(2)).save_pretrained(tmp_path)
+    peft_model = tiny.randomise(classifier(5), seed=3)
+    before = {name: p.clone() for name, p in peft_model.named_parameters()}
+    with pytest.raises(AdapterMismatchError, match=r"\(2, 24\) in the file and \(5, 24\) in the model"):
+        peft_model.load_adapter(tmp_path, "default")
+    assert all(torch.equal(p, before[name]) for name, p in peft_model.named_parameters())
+
+
 def test_refused_swap_keeps_the_old_numbers(saved: Path) -> None:
     model, inputs = tiny.build("bert")
     peft_model = PeftModel.from_pretrained(model, saved)

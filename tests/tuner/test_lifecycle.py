@@ -212,8 +212,9 @@ def test_mixed_batch_misuse_raises() -> None:
         peft_model(**inputs, adapter_names=["nope", "default"])
     with pytest.raises(TypeError, match="'default'"):
         peft_model(**inputs, adapter_names="default")
-    with pytest.raises(ValueError, match="3 names for a batch of 2"):
-        peft_model(**inputs, adapter_names=["default"] * 3)
+    for count in (1, 3, 4):
+        with pytest.raises(ValueError, match=f"{count} names for a batch of 2"):
+            peft_model(**inputs, adapter_names=["default"] * count)
     with pytest.raises(ValueError, match=r"eval\(\)"):
         peft_model.train()(**inputs, adapter_names=["default"] * 2)
     assert all(layer.sample_adapters is None for layer in layers(peft_model))
@@ -248,6 +249,9 @@ def test_weighted_sum(parameterization: str, tmp_path: Path) -> None:
         (([], [], "new"), r"got \[\]"),
         ((["default"], [1.0, 2.0], "new"), r"\[1.0, 2.0\]"),
         ((["default"], [1.0], "default"), "'default' exists"),
+        ((["default"], ["x"], "new"), r"\['x'\]"),
+        ((["default"], [float("nan")], "new"), r"\[nan\]"),
+        ((["default"], [1.0], "a.b"), "'a.b'"),
         ((["default", "direct"], [1.0, 1.0], "new"), "'direct', 'residual'"),
     ],
 )
@@ -273,6 +277,26 @@ def test_two_active_adapters_add_up() -> None:
     peft_model.base_model.set_adapter(["default", "second"])
     layer = layers(peft_model)[0]
     torch.testing.assert_close(layer.coeff(), layer.coeff_delta["default"] + layer.coeff_delta["second"])
+
+
+def test_weighted_sum_takes_the_trained_heads_along(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = tf.BertForSequenceClassification(tf.BertConfig(**tiny.TEXT, num_labels=5)).eval()
+    peft_model = get_peft_model(copy.deepcopy(base), CoeffConfig(task_type="SEQ_CLS")).eval()
+    peft_model.add_adapter("second", CoeffConfig(task_type="SEQ_CLS"))
+    for name, parameter in peft_model.named_parameters():
+        if "coeff_delta" in name or "modules_to_save" in name:
+            parameter.data.normal_()
+    inputs = {"input_ids": torch.randint(3, 61, (2, 6))}
+    expected = run(peft_model, inputs)
+    peft_model.add_weighted_adapter(["default"], [1.0], "same")
+    peft_model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "mean")
+    peft_model.set_adapter("same")
+    assert torch.equal(run(peft_model, inputs), expected)
+    heads = peft_model.base_model.model.classifier.modules_to_save
+    torch.testing.assert_close(heads["mean"].weight, (heads["default"].weight + heads["second"].weight) / 2)
+    peft_model.save_pretrained(tmp_path)
+    assert torch.equal(run(PeftModel.from_pretrained(base, tmp_path / "same"), inputs), expected)
 
 
 def test_a_trained_classifier_is_saved_and_used(tmp_path: Path) -> None:
@@ -301,7 +325,7 @@ def test_a_trained_classifier_is_saved_and_used(tmp_path: Path) -> None:
 def test_layers_to_transform_and_exclude() -> None:
     def names(**config: Any) -> list[str]:
         model = fresh("bart", **config)[0].base_model.model
-        return [n.removesuffix(".coeff_layer") for n, m in model.named_modules() if isinstance(m, CoeffLayer)]
+        return [n.removesuffix(".coefficients") for n, m in model.named_modules() if isinstance(m, CoeffLayer)]
 
     assert len(names()) == len(names(target_modules="all-attention")) == 6
     assert all(".1." in name for name in names(layers_to_transform=1))
@@ -312,6 +336,47 @@ def test_layers_to_transform_and_exclude() -> None:
     ]
     assert len(names(exclude_modules=["encoder_attn"])) == 4
     assert len(names(exclude_modules=r"model\.decoder.*")) == 2
+
+
+def test_an_exclusion_that_matches_nothing_raises() -> None:
+    for exclusion in (["encoder_attn", "nope"], "nope"):
+        with pytest.raises(ValueError, match="'nope' must match a module of BartForConditionalGeneration"):
+            fresh("bart", exclude_modules=exclusion)
+
+
+def test_attention_that_is_saved_in_full_gets_no_coefficients() -> None:
+    peft_model, inputs = fresh("bart", modules_to_save=["encoder_attn"])
+    assert len(layers(peft_model)) == 4
+    run(peft_model, inputs)
+
+
+def test_transformers_own_delete_removes_the_coefficients() -> None:
+    model, inputs = tiny.build("llama")
+    base = run(model, inputs)
+    model.add_adapter(CoeffConfig(), "mine")
+    tiny.randomise(model.eval())
+    model.delete_adapter("mine")
+    assert not any("coeff_delta" in name for name, _ in model.named_parameters())
+    torch.testing.assert_close(run(model, inputs), base, atol=2e-6, rtol=1e-5)
+
+
+def test_mixed_batch_with_beams_from_a_generation_config() -> None:
+    peft_model, inputs = trained("llama")
+    config = tf.GenerationConfig(max_new_tokens=4, min_new_tokens=4, num_beams=2, pad_token_id=0)
+    mixed = peft_model.generate(**inputs, generation_config=config, adapter_names=["default", "__base__"])
+    with peft_model.disable_adapter():
+        off = peft_model.generate(**inputs, generation_config=config)
+    assert torch.equal(mixed[0], peft_model.generate(**inputs, generation_config=config)[0])
+    assert torch.equal(mixed[1], off[1])
+
+
+def test_mixed_batch_where_images_are_no_samples_raises() -> None:
+    peft_model, inputs = trained("llava")
+    with pytest.raises(ValueError, match="vision_tower"):
+        peft_model(**inputs, adapter_names=["default"])
+    language, inputs = trained("llava", target_modules=r".*language_model.*self_attn")
+    on = run(language, inputs)
+    assert torch.equal(run(language, inputs, adapter_names=["default"]), on)
 
 
 def test_half_precision_base_keeps_float32_coefficients(tmp_path: Path) -> None:
@@ -340,7 +405,7 @@ def test_direct_injection_without_a_peft_model() -> None:
     with pytest.warns(RuntimeWarning, match="inconsistency"):
         inject_adapter_in_model(CoeffConfig(), from_keys, state_dict=some)
     assert [n for n, m in from_keys.named_modules() if isinstance(m, CoeffLayer)] == [
-        "encoder.layer.1.attention.self.coeff_layer"
+        "encoder.layer.1.attention.self.coefficients"
     ]
 
 

@@ -17,7 +17,7 @@ class Binder:
         serves: whether the attention of this module can be served.
         num_heads: number of attention heads of a module that is served; raises if it cannot be told or if the module
             is set up in a way that cannot be served.
-        bind: make the module's attention use its child `coeff_layer`, which it has already.
+        bind: make the module's attention use its child `coefficients`, which it has already.
         unbind: undo `bind`, bit for bit.
     """
 

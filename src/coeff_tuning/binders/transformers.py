@@ -81,7 +81,7 @@ def coeff_attention_forward(
     """Attention function for `AttentionInterface`: mixed by the module's coefficients, or the base's own.
 
     Args:
-        module: the attention module, with its `coeff_layer`.
+        module: the attention module, with its `coefficients`.
         query: `(B, H, L, E)`.
         key: `(B, Hkv, S, E)`, not repeated.
         value: `(B, Hkv, S, Ev)`, not repeated.
@@ -103,6 +103,8 @@ def coeff_attention_forward(
         return _base_attention(module)(module, query, key, value, attention_mask, **kwargs)
     _check_call(module, layer, query, attention_mask, kwargs)
     coeff = layer.coeff()
+    if coeff.dim() == 3 and coeff.shape[0] != query.shape[0]:  # beams or windows: consecutive copies of each sample
+        coeff = coeff.repeat_interleave(query.shape[0] // coeff.shape[0], dim=0)
     bias = _with_position_bias(attention_mask, kwargs.get("position_bias"))
     dropout, scaling = kwargs.get("dropout", 0.0), kwargs.get("scaling")
     if _base_config(module)._attn_implementation in ("eager", None):
@@ -166,9 +168,9 @@ def _check_call(
             f"{type(module).__name__} must attend with {layer.num_heads} heads, the size of its coefficients; its "
             f"query has shape {tuple(query.shape)}, that is {query.shape[1]} heads."
         )
-    if layer.sample_adapters is not None and len(layer.sample_adapters) != query.shape[0]:
+    if layer.sample_adapters is not None and query.shape[0] % len(layer.sample_adapters):
         raise AdapterMismatchError(
-            f"adapter_names must name one adapter for each sample that reaches {type(module).__name__}; it got "
+            f"adapter_names must name one adapter for each sample that reaches {type(module).__name__}; there are "
             f"{len(layer.sample_adapters)} names for a batch of {query.shape[0]}."
         )
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from coeff_tuning.ops.request import FLOAT_DTYPES, Request
+from coeff_tuning.ops.request import FLOAT_DTYPES, Request, compute_dtype
 
 _KNOWN_DTYPES = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
 
@@ -42,6 +42,8 @@ def make_request(
     _check_tensors(query, key, value, coeff, attn_mask)
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
     _check_dtypes(query, key, value, coeff, attn_mask)
+    if attn_mask is not None and attn_mask.dtype == torch.float64:
+        attn_mask = attn_mask.to(compute_dtype(query.dtype))
     query, key, value = _match_heads(query, key, value, enable_gqa)
     batch = _match_sizes(query, key, value)
     heads, length, head_size = query.shape[-3:]

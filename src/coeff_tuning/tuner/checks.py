@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from coeff_tuning.errors import AdapterMismatchError, AdapterNotAppliedError, CombinationError
 from coeff_tuning.tuner.config import CoeffConfig
-from coeff_tuning.tuner.layer import CHILD_NAME, COEFF_PREFIX, CoeffLayer
+from coeff_tuning.tuner.layer import CHILD_NAME, DELTA_NAME, CoeffLayer
 
 LAYER_DROP_NAMES = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 ORDER_ADVICE = (
@@ -32,41 +33,56 @@ def coeff_layers(model: nn.Module) -> Iterable[tuple[str, CoeffLayer]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, CoeffLayer))
 
 
-# The first forward pass
+# While the model is used
 
 
-def watch_first_pass(model: nn.Module) -> None:
-    """Check in the next forward passes, until one succeeds, that every coefficient takes part.
+def watch(model: nn.Module) -> None:
+    """Check a model that coefficients were just attached to.
 
-    Args:
-        model: the model that coefficients were just attached to.
-    """
-    unwatch(model)
-    model.register_forward_pre_hook(_before_pass)
-    model.register_forward_hook(_after_pass)
-
-
-def unwatch(model: nn.Module) -> None:
-    """Remove the hooks of `watch_first_pass`.
+    The next forward passes, until one succeeds, must reach every coefficient. Every forward pass and every save must
+    find the coefficients known to the model's `peft_config`, attached after any other method.
 
     Args:
         model: the model.
     """
-    for hooks, own in ((model._forward_pre_hooks, _before_pass), (model._forward_hooks, _after_pass)):
-        for key in [key for key, hook in hooks.items() if hook is own]:
-            del hooks[key]
+    unwatch(model)
+    model.register_forward_hook(_after_pass)
+    model.register_forward_pre_hook(_before_pass)
+    model.register_state_dict_pre_hook(_before_save)
+
+
+def unwatch(model: nn.Module) -> None:
+    """Remove the hooks of `watch`.
+
+    Args:
+        model: the model.
+    """
+    _remove(model._forward_hooks, _after_pass)
+    _remove(model._forward_pre_hooks, _before_pass)
+    _remove(model._state_dict_pre_hooks, _before_save)
+
+
+def _remove(hooks: dict[int, Any], own: Any) -> None:
+    for key in [key for key, hook in hooks.items() if hook is own]:
+        del hooks[key]
 
 
 def _before_pass(model: nn.Module, args: Any) -> None:
+    if not torch.compiler.is_compiling():
+        _require_order(model)
+
+
+def _before_save(model: nn.Module, prefix: str, keep_vars: bool) -> None:
+    _require_order(model)
+
+
+def _require_order(model: nn.Module) -> None:
     configs: Mapping[str, PeftConfig] = getattr(model, "peft_config", {})
     kinds = [isinstance(config, CoeffConfig) for config in configs.values()]
-    orphans = {
-        adapter
-        for _, layer in coeff_layers(model)
-        for adapter in layer.coeff_delta
-        if not isinstance(configs.get(adapter), CoeffConfig)
-    }
-    if kinds and (orphans or (kinds[0] and not all(kinds))):
+    first = next((layer for _, layer in coeff_layers(model)), None)
+    held = [] if first is None else list(first.coeff_delta)
+    is_orphan = any(not isinstance(configs.get(name), CoeffConfig) for name in held)
+    if kinds and (is_orphan or (kinds[0] and not all(kinds))):
         raise CombinationError(
             f"Coefficients must be attached after the other PEFT method; {type(model).__name__} had coefficients first "
             f"and now holds {[str(config.peft_type.value) for config in configs.values()]}, and a save would lose the "
@@ -81,7 +97,7 @@ def _after_pass(model: nn.Module, args: Any, output: Any) -> None:
     if model.training and any(getattr(config, name, 0) for name in LAYER_DROP_NAMES):
         unused = [name for name, layer in coeff_layers(model) if not layer.was_applied]
         if not unused:
-            unwatch(model)
+            _remove(model._forward_hooks, _after_pass)
         return  # a layer skipped at random now is reached in a later pass
     configs: Mapping[str, PeftConfig] = getattr(model, "peft_config", {})
     layers = list(coeff_layers(model))
@@ -96,7 +112,7 @@ def _after_pass(model: nn.Module, args: Any, output: Any) -> None:
             f"{len(layers)} did not: {unused[:6]}. Restrict target_modules to the part of the model that you run, or "
             "accept it with CoeffConfig(allow_unused=True)."
         )
-    unwatch(model)
+    _remove(model._forward_hooks, _after_pass)
 
 
 # Loading
@@ -113,13 +129,13 @@ def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name
     Raises:
         AdapterMismatchError: a layer has no saved coefficients, saved coefficients have no layer, or sizes differ.
     """
-    marker = f"{CHILD_NAME}.{COEFF_PREFIX}"
+    marker = f"{CHILD_NAME}.{DELTA_NAME}"
     saved = {key: value.shape for key, value in state_dict.items() if marker in key}
     if adapter_name is None and not saved:
         return
     names = {key.rpartition(f"{marker}.")[2] for key in saved} if adapter_name is None else {adapter_name}
     expected = {
-        f"{name}.{COEFF_PREFIX}.{adapter}": layer.coeff_delta[adapter].shape
+        f"{name}.{DELTA_NAME}.{adapter}": layer.coeff_delta[adapter].shape
         for name, layer in coeff_layers(model)
         for adapter in names & set(layer.coeff_delta)
     }
@@ -137,6 +153,32 @@ def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name
             f"{tuple(saved[sizes[0]])} in the file and {tuple(expected[sizes[0]])} in the model. Load the adapter into "
             "the model that it was trained on."
         )
+    for key in saved:
+        if not (state_dict[key].is_floating_point() and state_dict[key].isfinite().all()):
+            raise AdapterMismatchError(
+                f"Saved coefficients must be finite floating-point numbers; {key} holds {state_dict[key].dtype} "
+                "values that are not. Save the adapter again from a run that did not diverge."
+            )
+
+
+def require_same_shapes(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Raise before anything is copied if a tensor of an adapter, such as a saved head, has another shape.
+
+    Args:
+        model: model with the adapter attached.
+        state_dict: tensors with keys as in the model's own state dict.
+
+    Raises:
+        AdapterMismatchError: shapes differ; the first is named.
+    """
+    parameters = dict(model.named_parameters())
+    for key, value in state_dict.items():
+        if key in parameters and parameters[key].shape != value.shape:
+            raise AdapterMismatchError(
+                f"A saved tensor must have the shape of the model's; {key} is {tuple(value.shape)} in the file and "
+                f"{tuple(parameters[key].shape)} in the model. Make the model as it was in training, for example with "
+                "the same num_labels."
+            )
 
 
 def _first(keys: list[str]) -> str:
@@ -204,6 +246,12 @@ def require_summable(
         )
     if adapter_name in configs:
         raise ValueError(f"adapter_name must be a new name; {adapter_name!r} exists already.")
+    if not all(isinstance(weight, (int, float)) and math.isfinite(weight) for weight in weights):
+        raise ValueError(f"weights must be finite numbers; got {list(weights)}.")
+    require_name(adapter_name)
+    heads = {name: configs[name].modules_to_save for name in adapters}
+    if len({str(modules) for modules in heads.values()}) > 1:
+        raise ValueError(f"adapters must have the same modules_to_save; got {heads}.")
     kinds = {configs[name].parameterization for name in adapters}
     if len(kinds) > 1:
         raise ValueError(f"adapters must all be residual or all be direct; {list(adapters)} are {sorted(kinds)}.")

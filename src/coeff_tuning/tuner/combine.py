@@ -10,10 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora import model as lora_model
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import CONFIG_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -21,13 +18,9 @@ from torch import nn
 
 from coeff_tuning.errors import AdapterFileError, CombinationError
 from coeff_tuning.tuner import checks
+from coeff_tuning.tuner.combined import combined_class
 from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig
 from coeff_tuning.tuner.model import CoeffModel
-
-MIXED_BATCH_REFUSAL = (
-    "adapter_names=[...] must name one method's adapters; this model combines LoRA with coefficients, which would "
-    "act on every sample of the batch. Run the samples of each adapter in a batch of their own."
-)
 
 
 class _BesideModel(CoeffModel):
@@ -75,9 +68,10 @@ def add_coeff(peft_model: PeftModel, config: CoeffConfig, adapter_name: str = "c
         except Exception:
             base.peft_config.pop(adapter_name, None)
             raise
-    checks.watch_first_pass(peft_model)  # PEFT before 0.21 calls the base model without its hooks
-    peft_model.register_forward_pre_hook(_refuse_adapter_names, with_kwargs=True)
-    base.register_forward_pre_hook(_refuse_mixed_batch)
+    for _, layer in checks.coeff_layers(base):  # PEFT restores what was trainable before, an earlier adapter too
+        layer.set_adapter([adapter_name], inference_mode=config.inference_mode)
+    peft_model.__class__ = combined_class(type(peft_model))
+    checks.watch(peft_model)  # PEFT before 0.21 calls the base model without its hooks
     return peft_model
 
 
@@ -117,7 +111,11 @@ def load_coeff(
     config.inference_mode = not is_trainable
     add_coeff(peft_model, config, name)
     weights = load_peft_weights(str(folder), device="cpu")
-    checks.require_fit(peft_model, {f"{key}.{name}": value for key, value in weights.items()}, name)
+    try:
+        checks.require_fit(peft_model, {f"{key}.{name}": value for key, value in weights.items()}, name)
+    except Exception:
+        peft_model.delete_adapter(name)
+        raise
     set_peft_model_state_dict(peft_model, weights, adapter_name=name)
     if not is_trainable:
         peft_model.eval()
@@ -136,7 +134,8 @@ def _check_arguments(peft_model: Any, config: Any, adapter_name: str) -> None:
     if not isinstance(tuner, BaseTuner) or isinstance(tuner, CoeffModel):
         raise CombinationError(
             f"add_coeff needs a method that adapts layers, such as LoRA, on the model; it has "
-            f"{type(tuner).__name__}. For a further coefficient adapter use peft_model.add_adapter(name, config)."
+            f"{[str(c.peft_type.value) for c in peft_model.peft_config.values()]}. "
+            "For a further coefficient adapter use peft_model.add_adapter(name, config)."
         )
     if isinstance(peft_model.get_base_model(), PeftModel):
         raise CombinationError(
@@ -154,7 +153,8 @@ def _check_arguments(peft_model: Any, config: Any, adapter_name: str) -> None:
 @contextmanager
 def _kept(model: nn.Module) -> Iterator[None]:
     """Keep what is trainable, and which saved head is active, as it was."""
-    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    coefficients = {parameter for _, layer in checks.coeff_layers(model) for parameter in layer.parameters()}
+    trainable = {p: p.requires_grad for p in model.parameters() if p not in coefficients}
     heads = {m: m._active_adapter for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper)}
     try:
         yield
@@ -163,33 +163,6 @@ def _kept(model: nn.Module) -> Iterator[None]:
             wrapper._active_adapter = active
         for parameter, requires_grad in trainable.items():
             parameter.requires_grad = requires_grad
-
-
-def _refuse_adapter_names(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """Raise before a mixed batch, in which the coefficients would act on every sample."""
-    if kwargs.get("adapter_names") is not None:
-        raise CombinationError(MIXED_BATCH_REFUSAL)
-
-
-def _refuse_mixed_batch(model: nn.Module, args: Any) -> None:
-    """Raise in a forward pass of `generate` if LoRA runs a mixed batch."""
-    if torch.compiler.is_compiling() or not _mixed_batch_hooks(_first_lora_layer(model)):
-        return
-    for module in model.modules():  # PEFT leaves its hooks behind when a forward pass raises
-        for key in _mixed_batch_hooks(module):
-            del module._forward_pre_hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
-    raise CombinationError(MIXED_BATCH_REFUSAL)
-
-
-def _first_lora_layer(model: nn.Module) -> nn.Module | None:
-    return next((module for module in model.modules() if isinstance(module, LoraLayer)), None)
-
-
-def _mixed_batch_hooks(module: nn.Module | None) -> list[int]:
-    hooks = {} if module is None else module._forward_pre_hooks
-    own = lora_model._adapter_names_pre_forward_hook
-    return [key for key, hook in hooks.items() if getattr(hook, "func", None) is own]
 
 
 def _find_coeff_folder(path: Path) -> Path:

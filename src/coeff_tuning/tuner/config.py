@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,13 +104,20 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
             if isinstance(value, (set, tuple)):
                 value = sorted(value)
                 setattr(self, name, value)
-            if isinstance(value, str) and name != "modules_to_save":
-                continue
-            if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+            is_pattern = isinstance(value, str) and name != "modules_to_save"
+            is_list = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+            if not (value is None or is_pattern or is_list):
                 raise TypeError(
                     f"{name} must be a list of strings{' or a string' * (name != 'modules_to_save')} "
                     f"or None; got {value!r}."
                 )
+            if isinstance(value, str):
+                try:
+                    re.compile(value)
+                except re.error as error:
+                    raise ValueError(f"{name} must be a valid regular expression; {value!r} is not: {error}.") from None
+        if not isinstance(self.allow_unused, bool):
+            raise TypeError(f"allow_unused must be True or False; got {self.allow_unused!r}.")
         if self.target_modules in ([], ""):
             raise ValueError("target_modules is empty; leave it out to adapt every attention module.")
 
@@ -122,7 +130,9 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
             raise ValueError(f"coeff_dropout must be in [0, 1); got {self.coeff_dropout}.")
         if not (math.isfinite(self.init_scale) and self.init_scale > 0):
             raise ValueError(f"init_scale must be a positive finite number; got {self.init_scale}.")
-        layers = self.layers_to_transform
+        layers: Any = self.layers_to_transform
+        if isinstance(layers, (tuple, set)):
+            self.layers_to_transform = layers = sorted(layers)
         numbers = layers if isinstance(layers, list) else [] if layers is None else [layers]
         if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
             raise TypeError(f"layers_to_transform must hold whole numbers; got {layers!r}.")

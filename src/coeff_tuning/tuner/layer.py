@@ -13,10 +13,10 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from coeff_tuning.tuner.config import CoeffConfig
 
-COEFF_PREFIX = "coeff_delta"
-# Name of the child that an adapted attention module gets. Not "coeff": PEFT sorts saved keys by adapter name, and an
-# adapter called "coeff" would then claim the keys of every adapter.
-CHILD_NAME = "coeff_layer"
+DELTA_NAME = "coeff_delta"
+# Name of the child that an adapted attention module gets. PEFT sorts saved keys by adapter name, so "coeff" would claim
+# the keys of every adapter beside one called "coeff"; and it passes over modules with "coeff_" in their names.
+CHILD_NAME = "coefficients"
 # PEFT's name for "this sample uses no adapter" in a mixed batch.
 BASE_ADAPTER = "__base__"
 
@@ -27,7 +27,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         coeff = I + sum over active adapters a of dropout(coeff_delta[a])        # (H, H), float32
 
     For an adapter with `parameterization="direct"`, `coeff_delta[a]` is the whole matrix and its `I` is left out. The
-    layer is a child of the attention module that it serves (`attention.coeff_layer`); it holds no copy of and no
+    layer is a child of the attention module that it serves (`attention.coefficients`); it holds no copy of and no
     reference to that module.
 
     Args:
@@ -43,7 +43,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     Cost: `H * H` numbers per adapter.
     """
 
-    adapter_layer_names = (COEFF_PREFIX,)
+    adapter_layer_names = (DELTA_NAME,)
     other_param_names = ("coeff_dropout", "parameterization")
 
     host_marker: Tensor

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from coeff_tuning.binders import find_binder
 from coeff_tuning.errors import MergeError
 from coeff_tuning.tuner import checks, mixed_batch
 from coeff_tuning.tuner.config import CoeffConfig
-from coeff_tuning.tuner.layer import CHILD_NAME, COEFF_PREFIX, CoeffLayer
+from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer
 from coeff_tuning.tuner.targets import find_targets, is_excluded
 
 
@@ -42,7 +42,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         trainable params: 18 || all params: ...
     """
 
-    prefix = COEFF_PREFIX
+    prefix = "coeff_"
     tuner_layer_cls = CoeffLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (the base class declares it so)
 
@@ -79,7 +79,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         if state_dict is not None:  # PEFT finds the target as what stands before ".coeff_delta"
             state_dict = {key.replace(f".{CHILD_NAME}.", "."): value for key, value in state_dict.items()}
         super().inject_adapter(model, adapter_name, *args, state_dict=state_dict, **kwargs)
-        checks.watch_first_pass(model)
+        checks.watch(model)
 
     def _prepare_adapter_config(self, peft_config: CoeffConfig, model_config: dict[str, Any]) -> CoeffConfig:
         return peft_config
@@ -141,7 +141,9 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         # PEFT before 0.21 has no `_remap_adapter_state_dict_for_load`; this runs before any layer is loaded.
-        checks.require_fit(self, {key.removeprefix(prefix): value for key, value in state_dict.items()})
+        own = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+        checks.require_fit(self, own)
+        checks.require_same_shapes(self, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # Using
@@ -209,11 +211,16 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
             inference_mode=first.inference_mode,
             base_model_name_or_path=first.base_model_name_or_path,
             allow_unused=first.allow_unused,
+            modules_to_save=first.modules_to_save,
         )
         self.inject_adapter(self.model, adapter_name)
+        sums = dict(zip(adapters, weights, strict=True))
         for layer in self._layers():
             if adapter_name in layer.coeff_delta:
-                layer.set_weighted_sum(adapter_name, dict(zip(adapters, weights, strict=True)))
+                layer.set_weighted_sum(adapter_name, sums)
+        for module in self.model.modules():
+            if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
+                _set_weighted_module(module, adapter_name, sums)
 
     # Taking off
 
@@ -227,11 +234,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:
             self._check_merge_allowed()
-        for module in list(self.model.modules()):
-            if isinstance(getattr(module, CHILD_NAME, None), CoeffLayer):
-                find_binder(module).unbind(module)  # type: ignore[union-attr]
-                delattr(module, CHILD_NAME)
-        checks.unwatch(self.model)
+        detach(self.model)
         model: nn.Module = super()._unload_and_optionally_merge(merge=False, **kwargs)  # saved modules, peft_config
         return model
 
@@ -240,3 +243,27 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
 
     def _layers(self) -> list[CoeffLayer]:
         return [layer for _, layer in self._named_layers()]
+
+
+def detach(model: nn.Module) -> None:
+    """Take every coefficient off a model; its modules are then as they were before.
+
+    Args:
+        model: the model.
+    """
+    for module in list(model.modules()):
+        if isinstance(getattr(module, CHILD_NAME, None), CoeffLayer):
+            find_binder(module).unbind(module)  # type: ignore[union-attr]
+            delattr(module, CHILD_NAME)
+    checks.unwatch(model)
+
+
+@torch.no_grad()
+def _set_weighted_module(wrapper: Any, adapter_name: str, weights: dict[str, float]) -> None:
+    """Set a saved module to `original + sum_a weights[a] * (module_a - original)`."""
+    rest = 1.0 - sum(weights.values())
+    for name, target in wrapper.modules_to_save[adapter_name].named_parameters():
+        parts = [w * wrapper.modules_to_save[a].get_parameter(name) for a, w in weights.items()]
+        if rest:  # a single weight of 1.0 copies the module bit for bit
+            parts.append(rest * wrapper.original_module.get_parameter(name))
+        target.copy_(sum(parts[1:], start=parts[0]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from peft.utils import PeftType, register_peft_method
 
 from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig
-from coeff_tuning.tuner.layer import COEFF_PREFIX
 from coeff_tuning.tuner.model import CoeffModel
 
 
@@ -19,7 +18,7 @@ def register() -> None:
     if PEFT_TYPE in PeftType.__members__:
         return
     _add_enum_member(PEFT_TYPE)
-    register_peft_method(name=PEFT_TYPE.lower(), config_cls=CoeffConfig, model_cls=CoeffModel, prefix=COEFF_PREFIX)
+    register_peft_method(name=PEFT_TYPE.lower(), config_cls=CoeffConfig, model_cls=CoeffModel)
 
 
 def _add_enum_member(name: str) -> None:

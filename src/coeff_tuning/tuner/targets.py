@@ -34,12 +34,13 @@ def find_targets(model: nn.Module, config: CoeffConfig) -> list[str]:
     if not served:
         raise UnsupportedModelError(_nothing_served(model))
     wanted = _wanted(model, served, config.target_modules)
-    kept = [name for name in wanted if not is_excluded(config, name)]
+    _check_exclusions(model, config.exclude_modules)
+    kept = [name for name in wanted if not (is_excluded(config, name) or _is_saved_whole(config, name))]
     kept = _in_layers(kept, config.layers_to_transform)
     if not kept:
         raise ValueError(
-            f"At least one attention module must be left to adapt; exclude_modules={config.exclude_modules!r} removes "
-            f"all of {_some(wanted)}."
+            f"At least one attention module must be left to adapt; exclude_modules={config.exclude_modules!r} and "
+            f"modules_to_save={config.modules_to_save!r} remove all of {_some(wanted)}."
         )
     return kept
 
@@ -55,6 +56,21 @@ def is_excluded(config: CoeffConfig, name: str) -> bool:
         Whether it is left alone.
     """
     return config.exclude_modules is not None and _matches(name, config.exclude_modules)
+
+
+def _is_saved_whole(config: CoeffConfig, name: str) -> bool:
+    """Whether a module is, or lies in, one of `modules_to_save`, which is trained in full instead."""
+    return any(f".{saved}." in f".{name}." for saved in config.modules_to_save or [])
+
+
+def _check_exclusions(model: nn.Module, exclusions: list[str] | str | None) -> None:
+    names = [name for name, _ in model.named_modules()]
+    for entry in [exclusions] if isinstance(exclusions, str) else exclusions or []:
+        pattern = entry if isinstance(exclusions, str) else [entry]
+        if not any(_matches(name, pattern) for name in names):
+            raise ValueError(
+                f"exclude_modules entry {entry!r} must match a module of {type(model).__name__}; it matches none."
+            )
 
 
 def _matches(name: str, patterns: Iterable[str] | str) -> bool:

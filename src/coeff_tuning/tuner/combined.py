@@ -1,0 +1,126 @@
+"""The class that a PeftModel takes on when coefficients join another method: PEFT's calls then mind both.
+
+PEFT sends `set_adapter`, `delete_adapter`, `load_adapter` and `unload` to the method that came first, which does not
+know coefficients. Changing the class of the one instance keeps identity, `isinstance`, deepcopy and pickle working.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
+from peft.utils import CONFIG_NAME
+from torch import nn
+
+from coeff_tuning.errors import CombinationError
+from coeff_tuning.tuner.checks import coeff_layers, unwatch
+from coeff_tuning.tuner.config import CoeffConfig
+from coeff_tuning.tuner.model import detach
+
+
+class _Combined:
+    """Mixed into a PeftModel class by `combined_class`."""
+
+    peft_config: dict[str, Any]
+    base_model: Any
+    get_base_model: Any
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """Choose the active adapter of the method that the name belongs to; the other method stays as it is."""
+        if not isinstance(self.peft_config.get(adapter_name), CoeffConfig):
+            super().set_adapter(adapter_name, inference_mode=inference_mode)  # type: ignore[misc]
+            return
+        for _, layer in coeff_layers(self.get_base_model()):
+            layer.set_adapter([adapter_name], inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; with the last coefficients gone, the model is one of the other method alone."""
+        if not isinstance(self.peft_config.get(adapter_name), CoeffConfig):
+            if [name for name in self.peft_config if name not in self._coeff_names()] == [adapter_name]:
+                raise CombinationError(
+                    f"{adapter_name!r} is the only adapter of the method that owns this PeftModel, and coefficients "
+                    f"{self._coeff_names()} cannot stay without it. Use unload() for the base model, or load the saved "
+                    "coefficients alone with load_coeff."
+                )
+            super().delete_adapter(adapter_name)  # type: ignore[misc]
+            return
+        for _, layer in coeff_layers(self.get_base_model()):
+            layer.delete_adapter(adapter_name)  # type: ignore[operator]
+        del self.peft_config[adapter_name]
+        if not self._coeff_names():
+            self._leave()
+
+    def load_adapter(self, model_id: str | os.PathLike[str], adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        """Load an adapter; over an existing one, also the coefficients that were saved in the same folder."""
+        is_replaced = adapter_name in self.peft_config and adapter_name not in self._coeff_names()
+        result = super().load_adapter(model_id, adapter_name, *args, **kwargs)  # type: ignore[misc]
+        for name in self._coeff_names() if is_replaced else []:
+            if Path(model_id, name, CONFIG_NAME).is_file():
+                super().load_adapter(str(Path(model_id, name)), name, *args, **kwargs)  # type: ignore[misc]
+        return result
+
+    def unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Take off both methods; gives the base model."""
+        detach(self.get_base_model())
+        return self.base_model.unload(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Merge the other method into the weights; the coefficients stay active in the model that is returned."""
+        configs = {name: self.peft_config[name] for name in self._coeff_names()}
+        model: Any = self.base_model.merge_and_unload(*args, **kwargs)
+        model.peft_config = configs
+        warnings.warn(
+            f"The coefficients {list(configs)} cannot be merged and stay active in the merged model, which needs them "
+            "beside its weights. Save them with save_pretrained before merging."
+        )
+        return model  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise CombinationError(
+                "adapter_names=[...] must name one method's adapters; this model combines another method with "
+                "coefficients, which would act on every sample of the batch. Run the samples of each adapter in a "
+                "batch of their own."
+            )
+        with super()._enable_peft_forward_hooks(*args, **kwargs):  # type: ignore[misc]
+            yield
+
+    def _coeff_names(self) -> list[str]:
+        return [name for name, config in self.peft_config.items() if isinstance(config, CoeffConfig)]
+
+    def _leave(self) -> None:
+        detach(self.get_base_model())
+        unwatch(self)  # type: ignore[arg-type]
+        self.__class__ = next(cls for cls in type(self).__mro__ if issubclass(cls, PeftModel) and not _is_combined(cls))
+
+
+def _is_combined(cls: type) -> bool:
+    return issubclass(cls, _Combined)
+
+
+def combined_class(cls: type[PeftModel]) -> type[PeftModel]:
+    """The class for a model with coefficients beside another method.
+
+    Args:
+        cls: class of the PeftModel.
+
+    Returns:
+        A subclass of `cls`, or `cls` itself if it is one already.
+    """
+    if _is_combined(cls):
+        return cls
+    name = f"{cls.__name__}WithCoeff"
+    if name not in globals():
+        globals()[name] = type(name, (_Combined, cls), {"__module__": __name__, "__doc__": cls.__doc__})
+    combined: type[PeftModel] = globals()[name]
+    return combined
+
+
+for _cls in {PeftModel, *MODEL_TYPE_TO_PEFT_MODEL_MAPPING.values()}:
+    combined_class(_cls)  # now, so that a pickled model finds its class
