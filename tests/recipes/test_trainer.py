@@ -51,6 +51,16 @@ def _trained(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
+def test_lora_has_a_group_where_asked_for(bert: Path, tmp_path: Path) -> None:
+    trainer = _trainer(bert, tmp_path)
+    trainer.lora_learning_rate = 0.003
+    optimizer = trainer.create_optimizer()
+    (own,) = [g for g in optimizer.param_groups if g["lr"] == 0.003]
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    assert {names[id(p)].split(".")[-3] for p in own["params"]} == {"lora_A", "lora_B"}
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(_trained(trainer.model))
+
+
 def test_coefficients_have_their_own_group(bert: Path, tmp_path: Path) -> None:
     trainer = _trainer(bert, tmp_path)
     optimizer = trainer.create_optimizer()

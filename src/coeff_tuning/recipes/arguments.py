@@ -96,6 +96,7 @@ class MethodArguments:
         coeff_learning_rate: learning rate of the coefficients.
         coeff_weight_decay: weight decay of the coefficients.
         coeff_dropout: dropout on the entries of the coefficients.
+        lora_learning_rate: learning rate of LoRA and DoRA.
         lora_r: rank of LoRA and DoRA.
         lora_alpha: scale of LoRA and DoRA.
         lora_dropout: dropout on the input of LoRA and DoRA.
@@ -111,6 +112,9 @@ class MethodArguments:
     )
     coeff_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the coefficients."})
     coeff_dropout: float = field(default=0.2, metadata={"help": "Dropout on the entries of the coefficients."})
+    lora_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of LoRA / DoRA. Default: that of the head."}
+    )
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA / DoRA."})
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA / DoRA."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of LoRA / DoRA."})
@@ -126,16 +130,14 @@ class RecipeArguments(TrainingArguments):  # type: ignore[misc]
     Attributes:
         output_dir: the run folder.
         overwrite_output_dir: replace the run folder once the new run is complete.
-        learning_rate: learning rate of the head and of LoRA / DoRA (of everything for `full`).
+        learning_rate: learning rate of the head (of everything for `full`).
     """
 
     output_dir: str | None = field(default=None, metadata={"help": "Run folder. Default: runs/<task>-<method>."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace a run folder that exists, once the new run is complete."}
     )
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate of the head and of LoRA / DoRA (full: 5e-5, everything)."}
-    )
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the head (full: 5e-5, everything)."})
     num_train_epochs: float = field(default=30.0, metadata={"help": "Epochs."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size per device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size per device."})

@@ -22,6 +22,7 @@ DEMO: dict[str, Any] = {
     "num_train_epochs": 24,
     "per_device_train_batch_size": 16,
     "learning_rate": "1e-2",
+    "lora_learning_rate": "1e-3",
     "coeff_learning_rate": "5e-2",
     "coeff_dropout": 0.2,
 }

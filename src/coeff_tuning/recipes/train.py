@@ -76,6 +76,7 @@ def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
         compute_metrics=prepared.compute_metrics,
         coeff_learning_rate=run.method.coeff_learning_rate,
         coeff_weight_decay=run.method.coeff_weight_decay,
+        lora_learning_rate=run.method.lora_learning_rate,
     )
 
 

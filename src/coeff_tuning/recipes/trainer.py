@@ -12,7 +12,7 @@ from coeff_tuning.errors import RunError
 
 
 class CoeffTrainer(Trainer):  # type: ignore[misc]
-    """`Trainer` with a parameter group for coefficients, and a resume that restores every adapter.
+    """`Trainer` with parameter groups for coefficients and LoRA, and a resume that restores every adapter.
 
     The stock `Trainer` reloads the adapters of a `PeftModel` with several of them through `load_adapter` and
     `set_adapter`, which leaves only the first one active and trainable.
@@ -21,16 +21,25 @@ class CoeffTrainer(Trainer):  # type: ignore[misc]
         *args: as for `Trainer`.
         coeff_learning_rate: learning rate of the coefficients.
         coeff_weight_decay: weight decay of the coefficients.
+        lora_learning_rate: learning rate of LoRA and DoRA. None: that of everything else.
         **kwargs: as for `Trainer`.
     """
 
-    def __init__(self, *args: Any, coeff_learning_rate: float, coeff_weight_decay: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        coeff_learning_rate: float,
+        coeff_weight_decay: float = 0.0,
+        lora_learning_rate: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.coeff_learning_rate = coeff_learning_rate
         self.coeff_weight_decay = coeff_weight_decay
+        self.lora_learning_rate = lora_learning_rate
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Build the optimiser, then move the coefficients to a group of their own.
+        """Build the optimiser, then move coefficients and LoRA to groups of their own.
 
         Args:
             *args: as for `Trainer`.
@@ -41,18 +50,10 @@ class CoeffTrainer(Trainer):  # type: ignore[misc]
         """
         is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        coefficients = coeff_parameters(self.model) if is_new else []
-        if coefficients:
-            moved = {id(p) for p in coefficients}
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if id(p) not in moved]
-            optimizer.add_param_group(
-                {
-                    "params": coefficients,
-                    "lr": self.coeff_learning_rate,
-                    "weight_decay": self.coeff_weight_decay,
-                }
-            )
+        if is_new:
+            _move(optimizer, coeff_parameters(self.model), self.coeff_learning_rate, self.coeff_weight_decay)
+            if self.lora_learning_rate is not None:
+                _move(optimizer, lora_parameters(self.model), self.lora_learning_rate, self.args.weight_decay)
         return optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -69,6 +70,17 @@ class CoeffTrainer(Trainer):  # type: ignore[misc]
         super()._load_best_model()
 
 
+def _move(
+    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], lr: float, weight_decay: float
+) -> None:
+    """Give parameters of an optimiser a group of their own."""
+    moved = {id(p) for p in parameters}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in moved]
+    if parameters:
+        optimizer.add_param_group({"params": parameters, "lr": lr, "weight_decay": weight_decay})
+
+
 def coeff_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The coefficients of a model that are being trained.
 
@@ -82,6 +94,28 @@ def coeff_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
     layers = [m for m in model.modules() if isinstance(m, CoeffLayer)]
     return [p for layer in layers for p in layer.coeff_delta.parameters() if p.requires_grad]
+
+
+def lora_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The numbers of LoRA or DoRA in a model that are being trained.
+
+    Args:
+        model: any model.
+
+    Returns:
+        Its parameters; empty for a model without LoRA.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    own = {
+        id(p): p
+        for layer in layers
+        for name in layer.adapter_layer_names
+        for p in getattr(layer, name).parameters()
+        if p.requires_grad
+    }
+    return list(own.values())
 
 
 def load_adapters(model: Any, folder: Path) -> None:
