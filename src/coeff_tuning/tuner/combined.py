@@ -117,7 +117,8 @@ def combined_class(cls: type[PeftModel]) -> type[PeftModel]:
         return cls
     name = f"{cls.__name__}WithCoeff"
     if name not in globals():
-        globals()[name] = type(name, (_Combined, cls), {"__module__": __name__, "__doc__": cls.__doc__})
+        doc = f"`peft.{cls.__name__}` with coefficients beside its own method."
+        globals()[name] = type(name, (_Combined, cls), {"__module__": __name__, "__doc__": doc})
     combined: type[PeftModel] = globals()[name]
     return combined
 
