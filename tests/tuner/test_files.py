@@ -11,9 +11,10 @@ import pytest
 import torch
 import transformers as tf
 from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from coeff_tuning import CoeffConfig
+from coeff_tuning import CoeffConfig, load_coeff
 from coeff_tuning.errors import AdapterFileError, AdapterMismatchError
 from tests import tiny
 
@@ -101,6 +102,35 @@ def test_refused_swap_keeps_the_old_numbers(saved: Path) -> None:
         weights = load_file(saved / WEIGHTS)
         save_file({next(iter(weights)): torch.ones(3, 3)}, saved / WEIGHTS)
         with pytest.raises(AdapterMismatchError, match="1 modules have none saved"):
+            peft_model.load_adapter(saved, "default")
+        assert torch.equal(tiny.output(peft_model, inputs), before)
+
+
+@pytest.mark.parametrize("kinds", [("residual", "direct"), ("direct", "residual")])
+def test_file_of_another_parameterization_is_not_misread(kinds: tuple[str, str], tmp_path: Path) -> None:
+    model, inputs = tiny.build("bert")
+    first, second = (get_peft_model(tiny.build("bert")[0], CoeffConfig(parameterization=kind)) for kind in kinds)
+    tiny.randomise(first).save_pretrained(tmp_path)
+    with torch.no_grad():
+        before = tiny.output(second, inputs)
+        with pytest.raises(AdapterMismatchError, match=r"one of the two is 'direct'.* new adapter name"):
+            second.load_adapter(tmp_path, "default")
+        assert torch.equal(tiny.output(second, inputs), before)
+        second.load_adapter(tmp_path, "other")
+        second.set_adapter("other")
+        assert torch.equal(tiny.output(second, inputs), tiny.output(first, inputs))
+        assert torch.equal(tiny.output(PeftModel.from_pretrained(model, tmp_path), inputs), tiny.output(first, inputs))
+
+
+def test_damaged_file_over_a_live_adapter(saved: Path) -> None:
+    model, inputs = tiny.build("bert")
+    peft_model = PeftModel.from_pretrained(model, saved)
+    with torch.no_grad():
+        before = tiny.output(peft_model, inputs)
+        (saved / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes()[:-1])
+        with pytest.raises(AdapterFileError, match=rf"{WEIGHTS} must be a complete safetensors file"):
+            load_coeff(peft_model, saved, "default")
+        with pytest.raises(SafetensorError):
             peft_model.load_adapter(saved, "default")
         assert torch.equal(tiny.output(peft_model, inputs), before)
 

@@ -276,7 +276,7 @@ def test_two_active_adapters_add_up() -> None:
     peft_model.add_adapter("second", CoeffConfig(init="random", parameterization="direct"))
     peft_model.base_model.set_adapter(["default", "second"])
     layer = layers(peft_model)[0]
-    torch.testing.assert_close(layer.coeff(), layer.coeff_delta["default"] + layer.coeff_delta["second"])
+    torch.testing.assert_close(layer.coeff(), layer.coeff_delta["default"] + layer.coeff_delta_direct["second"])
 
 
 def test_weighted_sum_takes_the_trained_heads_along(tmp_path: Path) -> None:

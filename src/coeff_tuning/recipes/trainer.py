@@ -93,7 +93,7 @@ def coeff_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     from coeff_tuning import CoeffLayer
 
     layers = [m for m in model.modules() if isinstance(m, CoeffLayer)]
-    return [p for layer in layers for p in layer.coeff_delta.parameters() if p.requires_grad]
+    return [p for layer in layers for p in layer.adapters.values() if p.requires_grad]
 
 
 def lora_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from coeff_tuning.errors import AdapterMismatchError, AdapterNotAppliedError, CombinationError
 from coeff_tuning.tuner.config import CoeffConfig
-from coeff_tuning.tuner.layer import CHILD_NAME, DELTA_NAME, CoeffLayer
+from coeff_tuning.tuner.layer import CHILD_NAME, DELTA_NAME, DIRECT_NAME, CoeffLayer
 
+SAVED_KEY = re.compile(rf"{CHILD_NAME}\.({DELTA_NAME}|{DIRECT_NAME})\.[^.]+$")
 LAYER_DROP_NAMES = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 ORDER_ADVICE = (
     "Attach the other method first with get_peft_model, then the coefficients with "
@@ -80,7 +82,7 @@ def _require_order(model: nn.Module) -> None:
     configs: Mapping[str, PeftConfig] = getattr(model, "peft_config", {})
     kinds = [isinstance(config, CoeffConfig) for config in configs.values()]
     first = next((layer for _, layer in coeff_layers(model)), None)
-    held = [] if first is None else list(first.coeff_delta)
+    held = [] if first is None else list(first.adapters)
     is_orphan = any(not isinstance(configs.get(name), CoeffConfig) for name in held)
     if kinds and (is_orphan or (kinds[0] and not all(kinds))):
         raise CombinationError(
@@ -104,7 +106,7 @@ def _after_pass(model: nn.Module, args: Any, output: Any) -> None:
     unused = [
         name.removesuffix(f".{CHILD_NAME}")
         for name, layer in layers
-        if not layer.was_applied and any(not getattr(configs.get(a), "allow_unused", False) for a in layer.coeff_delta)
+        if not layer.was_applied and any(not getattr(configs.get(a), "allow_unused", False) for a in layer.adapters)
     ]
     if unused:
         raise AdapterNotAppliedError(
@@ -129,17 +131,23 @@ def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name
     Raises:
         AdapterMismatchError: a layer has no saved coefficients, saved coefficients have no layer, or sizes differ.
     """
-    marker = f"{CHILD_NAME}.{DELTA_NAME}"
-    saved = {key: value.shape for key, value in state_dict.items() if marker in key}
+    saved = {key: value.shape for key, value in state_dict.items() if SAVED_KEY.search(key)}
     if adapter_name is None and not saved:
         return
-    names = {key.rpartition(f"{marker}.")[2] for key in saved} if adapter_name is None else {adapter_name}
+    names = {key.rpartition(".")[2] for key in saved} if adapter_name is None else {adapter_name}
     expected = {
-        f"{name}.{DELTA_NAME}.{adapter}": layer.coeff_delta[adapter].shape
+        f"{name}.{holder}.{adapter}": parameter.shape
         for name, layer in coeff_layers(model)
-        for adapter in names & set(layer.coeff_delta)
+        for holder in (DELTA_NAME, DIRECT_NAME)
+        for adapter, parameter in getattr(layer, holder).items()
+        if adapter in names
     }
     missing, foreign = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
+    if missing and _without_kind(missing) == _without_kind(foreign):
+        raise AdapterMismatchError(
+            "Saved coefficients must have the parameterization of the adapter that they are loaded into; one of the "
+            f"two is 'direct' and the other 'residual' {_first(foreign)}. Load them under a new adapter name."
+        )
     if missing or foreign:
         raise AdapterMismatchError(
             f"Saved coefficients must fit the model's {len(expected)} adapted attention modules one to one; "
@@ -179,6 +187,10 @@ def require_same_shapes(model: nn.Module, state_dict: Mapping[str, Tensor]) -> N
                 f"{tuple(parameters[key].shape)} in the model. Make the model as it was in training, for example with "
                 "the same num_labels."
             )
+
+
+def _without_kind(keys: list[str]) -> list[str]:
+    return [key.replace(f".{DIRECT_NAME}.", f".{DELTA_NAME}.") for key in keys]
 
 
 def _first(keys: list[str]) -> str:

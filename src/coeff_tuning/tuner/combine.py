@@ -19,7 +19,7 @@ from torch import nn
 from coeff_tuning.errors import AdapterFileError, CombinationError
 from coeff_tuning.tuner import checks
 from coeff_tuning.tuner.combined import combined_class
-from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig
+from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig, check_weights
 from coeff_tuning.tuner.model import CoeffModel
 
 
@@ -105,6 +105,7 @@ def load_coeff(
             return peft_model
     name = adapter_name or ("coeff" if folder == root else folder.name)
     if name in peft_model.peft_config or isinstance(peft_model.base_model, CoeffModel):
+        check_weights(folder)  # PEFT does not name a file that it cannot read
         peft_model.load_adapter(str(folder), name, is_trainable=is_trainable)
         return peft_model
     config = CoeffConfig.from_pretrained(str(folder))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from coeff_tuning.tuner.config import CoeffConfig
 
 DELTA_NAME = "coeff_delta"
+# Matrices of direct adapters have a key of their own, so that a file of one kind never loads into the other.
+DIRECT_NAME = "coeff_delta_direct"
 # Name of the child that an adapted attention module gets. PEFT sorts saved keys by adapter name, so "coeff" would claim
 # the keys of every adapter beside one called "coeff"; and it passes over modules with "coeff_" in their names.
 CHILD_NAME = "coefficients"
@@ -26,8 +28,8 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
         coeff = I + sum over active adapters a of dropout(coeff_delta[a])        # (H, H), float32
 
-    For an adapter with `parameterization="direct"`, `coeff_delta[a]` is the whole matrix and its `I` is left out. The
-    layer is a child of the attention module that it serves (`attention.coefficients`); it holds no copy of and no
+    For an adapter with `parameterization="direct"`, `coeff_delta_direct[a]` is the whole matrix and its `I` is left
+    out. The layer is a child of the attention module that it serves (`attention.coefficients`); it holds no copy of and no
     reference to that module.
 
     Args:
@@ -36,15 +38,16 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         dtype: dtype of the attention module's weights; coefficients are float32 whatever it is.
 
     Attributes:
-        coeff_delta: the trained `(H, H)` matrix of each adapter, by adapter name.
+        coeff_delta: the trained `(H, H)` matrix of each residual adapter, by adapter name.
+        coeff_delta_direct: the trained `(H, H)` matrix of each direct adapter, by adapter name.
         sample_adapters: adapter name of each sample while a mixed batch runs, else `None`.
         was_applied: whether a forward pass of the attention module has reached this layer.
 
     Cost: `H * H` numbers per adapter.
     """
 
-    adapter_layer_names = (DELTA_NAME,)
-    other_param_names = ("coeff_dropout", "parameterization")
+    adapter_layer_names = (DELTA_NAME, DIRECT_NAME)
+    other_param_names = ("coeff_dropout",)
 
     host_marker: Tensor
     active_adapters: list[str]
@@ -54,8 +57,8 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         super().__init__()
         self.num_heads = num_heads
         self.coeff_delta = nn.ParameterDict()
+        self.coeff_delta_direct = nn.ParameterDict()
         self.coeff_dropout: dict[str, float] = {}
-        self.parameterization: dict[str, str] = {}
         self.merged_adapters: list[str] = []
         self.sample_adapters: Sequence[str] | None = None
         self.was_applied = False
@@ -73,12 +76,17 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         raise AttributeError("CoeffLayer has no bias; see coeff_delta.")
 
     @property
+    def adapters(self) -> dict[str, nn.Parameter]:
+        """The trained matrix of every adapter that this layer holds, residual or direct, by name."""
+        return {**self.coeff_delta, **self.coeff_delta_direct}
+
+    @property
     def is_active(self) -> bool:
         """Whether this layer changes its attention module now: enabled, with an active adapter that it holds."""
         if self.disable_adapters:
             return False
         names = self.active_adapters if self.sample_adapters is None else self.sample_adapters
-        return any(name in self.coeff_delta for name in names)
+        return any(name in self.adapters for name in names)
 
     def update_layer(self, adapter_name: str, config: CoeffConfig) -> None:
         """Add an adapter.
@@ -95,9 +103,9 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             delta = torch.eye(self.num_heads, device=device)
         else:
             delta = torch.zeros(shape, device=device)
-        self.coeff_delta[adapter_name] = nn.Parameter(delta)
+        holder = self.coeff_delta_direct if config.parameterization == "direct" else self.coeff_delta
+        holder[adapter_name] = nn.Parameter(delta)
         self.coeff_dropout[adapter_name] = config.coeff_dropout
-        self.parameterization[adapter_name] = config.parameterization
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def coeff(self) -> Tensor:
@@ -113,9 +121,10 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def _coeff_of(self, adapter_names: Sequence[str]) -> Tensor:
         identity = torch.eye(self.num_heads, device=self.host_marker.device)
-        names = [name for name in adapter_names if name in self.coeff_delta]
-        deltas = [F.dropout(self.coeff_delta[name], self.coeff_dropout[name], self.training) for name in names]
-        direct = sum(self.parameterization[name] == "direct" for name in names)
+        adapters = self.adapters
+        names = [name for name in adapter_names if name in adapters]
+        deltas = [F.dropout(adapters[name], self.coeff_dropout[name], self.training) for name in names]
+        direct = sum(name in self.coeff_delta_direct for name in names)
         coeff = identity if direct == 0 else (1 - direct) * identity
         return sum(deltas, start=coeff)
 
@@ -132,14 +141,15 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             adapter_name: an adapter that this layer holds.
             weights: weight of each adapter in the sum; all of the same parameterization.
         """
-        held = {name: weight for name, weight in weights.items() if name in self.coeff_delta}
-        zero = torch.zeros_like(self.coeff_delta[adapter_name].data)
-        total = sum((weight * self.coeff_delta[name].data for name, weight in held.items()), start=zero)
-        if self.parameterization[adapter_name] == "direct":
+        adapters = self.adapters
+        held = {name: weight for name, weight in weights.items() if name in adapters}
+        zero = torch.zeros_like(adapters[adapter_name].data)
+        total = sum((weight * adapters[name].data for name, weight in held.items()), start=zero)
+        if adapter_name in self.coeff_delta_direct:
             rest = 1.0 - sum(held.values())
             if rest:  # a single weight of 1.0 copies the adapter bit for bit
                 total = total + rest * torch.eye(self.num_heads, device=self.host_marker.device)
-        self.coeff_delta[adapter_name].data.copy_(total)
+        adapters[adapter_name].data.copy_(total)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Do nothing: LoRA's own merge visits every adapter layer, and coefficients stay active beside it.
@@ -169,4 +179,4 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """The number of heads and the adapters, for `print(model)`."""
-        return f"num_heads={self.num_heads}, adapters={list(self.coeff_delta)}"
+        return f"num_heads={self.num_heads}, adapters={list(self.adapters)}"

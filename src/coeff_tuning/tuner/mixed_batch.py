@@ -95,7 +95,7 @@ def _check(model: nn.Module, is_training: bool, names: Sequence[str]) -> None:
             f"adapter_names needs one batch for all adapted modules; {type(model).__name__} feeds images or sounds to "
             f"{parts[0]!r} that need not be one per sample. Adapt the language part alone with target_modules."
         )
-    known = {name for _, layer in coeff_layers(model) for name in layer.coeff_delta}
+    known = {name for _, layer in coeff_layers(model) for name in layer.adapters}
     unknown = sorted(set(names) - known - {BASE_ADAPTER})
     if unknown:
         raise ValueError(

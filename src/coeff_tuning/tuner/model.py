@@ -122,10 +122,9 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if not autocast_adapter_dtype:
             for layer in self._layers():
-                if adapter_name in layer.coeff_delta:
-                    layer.coeff_delta[adapter_name].data = layer.coeff_delta[adapter_name].data.to(
-                        layer.host_marker.dtype
-                    )
+                if adapter_name in layer.adapters:
+                    matrix = layer.adapters[adapter_name]
+                    matrix.data = matrix.data.to(layer.host_marker.dtype)
 
     # Loading
 
@@ -202,7 +201,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         """
         checks.require_summable(self.peft_config, adapters, weights, adapter_name)
         first: CoeffConfig = self.peft_config[adapters[0]]
-        targets = sorted(name for name, m in self._named_layers() if set(adapters) & set(m.coeff_delta))
+        targets = sorted(name for name, m in self._named_layers() if set(adapters) & set(m.adapters))
         self.peft_config[adapter_name] = CoeffConfig(
             task_type=first.task_type,
             target_modules=[name.removesuffix(f".{CHILD_NAME}") for name in targets],
@@ -216,7 +215,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         self.inject_adapter(self.model, adapter_name)
         sums = dict(zip(adapters, weights, strict=True))
         for layer in self._layers():
-            if adapter_name in layer.coeff_delta:
+            if adapter_name in layer.adapters:
                 layer.set_weighted_sum(adapter_name, sums)
         for module in self.model.modules():
             if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
