@@ -29,8 +29,8 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         coeff = I + sum over active adapters a of dropout(coeff_delta[a])        # (H, H), float32
 
     For an adapter with `parameterization="direct"`, `coeff_delta_direct[a]` is the whole matrix and its `I` is left
-    out. The layer is a child of the attention module that it serves (`attention.coefficients`); it holds no copy of and no
-    reference to that module.
+    out. The layer is a child of the attention module that it serves (`attention.coefficients`); it holds no copy of
+    and no reference to that module.
 
     Args:
         num_heads: number H of attention heads.
