@@ -15,7 +15,8 @@ from coeff_tuning.errors import AdapterMismatchError, AdapterNotAppliedError, Co
 from coeff_tuning.tuner.config import CoeffConfig
 from coeff_tuning.tuner.layer import CHILD_NAME, DELTA_NAME, DIRECT_NAME, CoeffLayer
 
-SAVED_KEY = re.compile(rf"{CHILD_NAME}\.({DELTA_NAME}|{DIRECT_NAME})\.[^.]+$")
+# Keys of saved coefficients; those that fit no module may lack the adapter's name.
+SAVED_KEY = re.compile(rf"{CHILD_NAME}\.({DELTA_NAME}|{DIRECT_NAME})(\.|$)")
 LAYER_DROP_NAMES = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 ORDER_ADVICE = (
     "Attach the other method first with get_peft_model, then the coefficients with "
@@ -143,7 +144,7 @@ def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name
         if adapter in names
     }
     missing, foreign = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
-    if missing and _without_kind(missing) == _without_kind(foreign):
+    if missing and _hosts(missing) == _hosts(foreign):
         raise AdapterMismatchError(
             "Saved coefficients must have the parameterization of the adapter that they are loaded into; one of the "
             f"two is 'direct' and the other 'residual' {_first(foreign)}. Load them under a new adapter name."
@@ -189,8 +190,8 @@ def require_same_shapes(model: nn.Module, state_dict: Mapping[str, Tensor]) -> N
             )
 
 
-def _without_kind(keys: list[str]) -> list[str]:
-    return [key.replace(f".{DIRECT_NAME}.", f".{DELTA_NAME}.") for key in keys]
+def _hosts(keys: list[str]) -> list[str]:
+    return [key.rpartition(f".{CHILD_NAME}.")[0] for key in keys]
 
 
 def _first(keys: list[str]) -> str:
