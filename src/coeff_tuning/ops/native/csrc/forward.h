@@ -1,0 +1,126 @@
+// Forward pass. A block of queries keeps the exponentials of all its heads; each number is written and read once.
+//
+//   for each head, tile of keys:  E = exp(scores - m),  m = the largest score of each query so far;  l += sum E
+//   for each tile of keys:        mixed[h] = sum_i coeff[h, i] * (exp(m_tile - m_last) / l)[i] * E[i]
+//                                 out[h] += mixed[h] @ value[h]
+#pragma once
+
+#include "masking.h"
+#include "mixing.h"
+
+struct Forward {
+  const Problem& p;
+  float *panel, *bias, *maps, *peaks, *peak, *total, *weight, *mixed, *sums, *coeff_t;
+
+  static int64_t floats(const Problem& p) {
+    const int64_t tiles = (p.keys + KEYS - 1) / KEYS, rows = p.heads * QUERIES;
+    const int64_t sums = rows * p.value_size;
+    return QUERIES * p.key_size + TILE + tiles * p.heads * TILE + tiles * rows + 3 * rows + p.heads * TILE + sums +
+           p.heads * p.heads + 10 * 16;
+  }
+
+  Forward(const Problem& p, float* memory) : p(p) {
+    const int64_t tiles = (p.keys + KEYS - 1) / KEYS, rows = p.heads * QUERIES;
+    Arena arena{memory};
+    panel = arena.take(QUERIES * p.key_size);
+    bias = arena.take(TILE);
+    maps = arena.take(tiles * p.heads * TILE);
+    peaks = arena.take(tiles * rows);
+    peak = arena.take(rows);
+    total = arena.take(rows);
+    weight = arena.take(rows);
+    mixed = arena.take(p.heads * TILE);
+    sums = arena.take(rows * p.value_size);
+    coeff_t = arena.take(p.heads * p.heads);
+  }
+
+  void run(const Block& block) {
+    for (int64_t h = 0; h < p.heads; h++) {
+      std::fill_n(peak + h * block.lanes, block.lanes, -INFINITY);
+      std::fill_n(total + h * block.lanes, block.lanes, 0.0f);
+      transpose(p.query, block, h, p.key_size, p.scale, panel);
+      for (int64_t tile = 0; tile < block.tiles; tile++) exponentials(block, h, tile);
+      finish(block, h);
+    }
+    const float* coeff = p.coeff + block.item * p.coeff_batch;
+    for (int64_t h = 0; h < p.heads; h++)
+      for (int64_t i = 0; i < p.heads; i++) coeff_t[i * p.heads + h] = coeff[h * p.heads + i];
+    for (int64_t tile = 0; tile < block.tiles; tile++) apply(block, tile);
+    write(block);
+  }
+
+ private:
+  float* tile_maps(int64_t tile, int64_t head) { return maps + (tile * p.heads + head) * TILE; }
+  float* tile_peaks(const Block& block, int64_t tile, int64_t head) {
+    return peaks + (tile * p.heads + head) * block.lanes;
+  }
+
+  void exponentials(const Block& block, int64_t h, int64_t tile) {
+    const int keys = block.tile_keys(tile);
+    const int64_t first = tile * KEYS;
+    float* scores = tile_maps(tile, h);
+    float* tile_peak = tile_peaks(block, tile, h);
+    const Bias kind = write_bias(p, block, h, first, keys, bias);
+    if (kind == Bias::SKIP) {
+      std::fill_n(scores, keys * block.lanes, 0.0f);
+      std::fill_n(tile_peak, block.lanes, -INFINITY);
+      return;
+    }
+    product<false>(keys, block.lanes, p.key_size, p.key.at(block.item, p.kv_head(h), first), p.key.position, 1, panel,
+                   block.lanes, scores, block.lanes);
+    if (kind == Bias::ADD) add(scores, bias, keys * block.lanes);
+    for (int64_t lane = 0; lane < block.lanes; lane += VL) {
+      const Vec before = load(peak + h * block.lanes + lane);
+      Vec now = before;
+      for (int key = 0; key < keys; key++) now = max(now, load(scores + key * block.lanes + lane));
+      const Vec origin = now > -INFINITY ? now : Vec{};  // nothing seen so far
+      Vec sum = load(total + h * block.lanes + lane) * exp_negative(before - origin);
+      for (int key = 0; key < keys; key++) {
+        const Vec e = exp_negative(load(scores + key * block.lanes + lane) - origin);
+        store(scores + key * block.lanes + lane, e);
+        sum += e;
+      }
+      store(peak + h * block.lanes + lane, now);
+      store(tile_peak + lane, now);
+      store(total + h * block.lanes + lane, sum);
+    }
+  }
+
+  // Turn totals into their inverses, and keep the log-sum-exp.
+  void finish(const Block& block, int64_t h) {
+    for (int64_t lane = 0; lane < block.lanes; lane++) {
+      float& sum = total[h * block.lanes + lane];
+      const bool is_dead = !(sum > 0.0f);
+      if (p.lse && lane < block.count)
+        p.lse[(block.item * p.heads + h) * p.queries + block.first + lane] =
+            is_dead ? INFINITY : peak[h * block.lanes + lane] + std::log(sum);
+      if (is_dead) peak[h * block.lanes + lane] = 0.0f;
+      sum = is_dead ? 0.0f : 1.0f / sum;
+    }
+  }
+
+  void apply(const Block& block, int64_t tile) {
+    const int keys = block.tile_keys(tile);
+    for (int64_t n = 0; n < p.heads * block.lanes; n += VL) {
+      const Vec shift = load(tile_peaks(block, tile, 0) + n) - load(peak + n);
+      store(weight + n, exp_negative(shift) * load(total + n));
+    }
+    mix(coeff_t, p.heads, tile_maps(tile, 0), weight, keys, block.lanes, mixed);
+    for (int64_t h = 0; h < p.heads; h++) {
+      const float* values = p.value.at(block.item, p.kv_head(h), tile * KEYS);
+      float* sum = sums + h * QUERIES * p.value_size;
+      if (tile == 0)
+        product<false>(block.count, p.value_size, keys, mixed + h * TILE, 1, block.lanes, values, p.value.position,
+                       sum, p.value_size);
+      else
+        product<true>(block.count, p.value_size, keys, mixed + h * TILE, 1, block.lanes, values, p.value.position,
+                      sum, p.value_size);
+    }
+  }
+
+  void write(const Block& block) {
+    for (int64_t h = 0; h < p.heads; h++)
+      for (int64_t row = 0; row < block.count; row++)
+        std::copy_n(sums + (h * QUERIES + row) * p.value_size, p.value_size, p.out.at(block.item, h, block.first + row));
+  }
+};
