@@ -111,6 +111,21 @@ CASES = [
 NAMED = {case.name: case for case in CASES}
 
 
+def as_served(backend: str, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.dtype]:
+    """Inputs that a backend does not refuse, and their dtype: `native` has no float64 and no gradient to a mask."""
+    if backend == "native":
+        inputs = {name: _to_float32(x) for name, x in inputs.items()}
+        if inputs["attn_mask"] is not None:
+            inputs["attn_mask"] = inputs["attn_mask"].detach()
+    return inputs, inputs["query"].dtype
+
+
+def _to_float32(x: Any) -> Any:
+    if not (isinstance(x, Tensor) and x.dtype == torch.float64):
+        return x
+    return x.detach().to(torch.float32).requires_grad_(x.requires_grad)
+
+
 def differentiable(inputs: dict[str, Any]) -> dict[str, Tensor]:
     """Inputs that require grad."""
     return {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.requires_grad}

@@ -9,7 +9,7 @@ from coeff_tuning.functional import coeff_attention
 from coeff_tuning.ops import list_backends
 from coeff_tuning.ops._chunked_kernel import Call, Needs, backward, forward
 from coeff_tuning.ops.canonical import make_request
-from tests.ops.attention_cases import CASES, NAMED, Case, assert_same, differentiable, run
+from tests.ops.attention_cases import CASES, NAMED, Case, as_served, assert_same, differentiable, run
 
 MIXING = [name for name in list_backends() if name not in ("sdpa", "reference")]
 
@@ -18,15 +18,15 @@ MIXING = [name for name in list_backends() if name not in ("sdpa", "reference")]
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("backend", MIXING)
 def test_against_reference(backend: str, case: Case, dtype: torch.dtype) -> None:
-    inputs = case.inputs(dtype)
+    inputs, dtype = as_served(backend, case.inputs(dtype))
     assert_same(run(inputs, backend=backend), run(inputs, backend="reference"), dtype)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("backend", ["sdpa", *MIXING])
 def test_identity_against_reference(backend: str, case: Case) -> None:
-    inputs = case.inputs() | {"coeff": None}
-    assert_same(run(inputs, backend=backend), run(inputs, backend="reference"), torch.float64)
+    inputs, dtype = as_served(backend, case.inputs() | {"coeff": None})
+    assert_same(run(inputs, backend=backend), run(inputs, backend="reference"), dtype)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 1200, 5000])
@@ -91,12 +91,14 @@ def test_dropout_over_several_blocks(block_bytes: int) -> None:
 @pytest.mark.parametrize("wanted", ["query", "key", "value", "coeff", "attn_mask"])
 @pytest.mark.parametrize("backend", MIXING)
 def test_one_gradient_alone(backend: str, wanted: str) -> None:
-    inputs = NAMED["float (B, H, L, S)"].inputs()
+    inputs, dtype = as_served(backend, NAMED["float (B, H, L, S)"].inputs())
     for name, tensor in differentiable(inputs).items():
         tensor.requires_grad_(name == wanted)
+    if not differentiable(inputs):
+        pytest.skip(f"{backend} gives no gradient to a mask")
     actual, expected = run(inputs, backend=backend), run(inputs, backend="reference")
     assert list(actual) == ["out", wanted]
-    assert_same(actual, expected, torch.float64)
+    assert_same(actual, expected, dtype)
 
 
 @pytest.mark.parametrize("coeff_dtype", [torch.float32, None], ids=["float32 coeff", "half coeff"])
@@ -106,7 +108,7 @@ def test_one_gradient_alone(backend: str, wanted: str) -> None:
 def test_half_precision_is_as_good_as_the_reference(
     backend: str, name: str, dtype: torch.dtype, coeff_dtype: torch.dtype | None
 ) -> None:
-    inputs = NAMED[name].inputs(dtype, coeff_dtype)
+    inputs, _ = as_served(backend, NAMED[name].inputs(dtype, coeff_dtype))
     exact_inputs = {
         key: x.detach().double().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x
         for key, x in inputs.items()
@@ -127,6 +129,7 @@ def test_half_precision_is_as_good_as_the_reference(
 @pytest.mark.parametrize("backend", ["sdpa", "reference", *MIXING])
 def test_fully_masked_query_gives_zeros(backend: str, mask: str, dtype: torch.dtype) -> None:
     inputs = Case("masked", length=7, mask=mask).inputs(dtype)
+    inputs, _ = as_served(backend, inputs)
     if backend == "sdpa":
         inputs["coeff"] = None
     results = run(inputs, backend=backend)
@@ -137,7 +140,7 @@ def test_fully_masked_query_gives_zeros(backend: str, mask: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("sizes", [(0, 7), (5, 0), (0, 0)])
-@pytest.mark.parametrize("backend", ["reference", *MIXING])
+@pytest.mark.parametrize("backend", [name for name in ("reference", *MIXING) if name != "native"])
 def test_no_positions(backend: str, sizes: tuple[int, int]) -> None:
     results = run(Case("empty", length=sizes[0], source=sizes[1]).inputs(), backend=backend)
     assert results["out"].shape == (2, 3, sizes[0], 13)
@@ -147,6 +150,7 @@ def test_no_positions(backend: str, sizes: tuple[int, int]) -> None:
 @pytest.mark.parametrize("backend", MIXING)
 def test_padding_in_float_minimum_is_not_infinity(backend: str) -> None:
     inputs = NAMED["float (B, H, L, S)"].inputs(torch.float32)
+    inputs, _ = as_served(backend, inputs)
     inputs["attn_mask"] = torch.full((5, 7), torch.finfo(torch.float32).min)
     actual = run(inputs, backend=backend)
     assert_same(actual, run(inputs, backend="reference"), torch.float32)

@@ -80,7 +80,7 @@ def test_compile_fullgraph(name: str, dynamic: bool) -> None:
     case = NAMED[name]
     longer = dataclasses.replace(case, length=19, source=23)
     for inputs in (case.inputs(torch.float32), longer.inputs(torch.float32)):
-        actual = differentiate(compiled(**inputs), inputs)
+        actual = differentiate(compiled(**inputs, backend="chunked"), inputs)
         assert_same(actual, run(inputs, backend="reference"), torch.float32)
 
 
@@ -94,7 +94,9 @@ def differentiate(out: Tensor, inputs: dict[str, Any]) -> dict[str, Tensor]:
 @pytest.mark.slow
 def test_compile_with_inductor() -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(lambda **x: coeff_attention(**x).transpose(1, 2).flatten(2), fullgraph=True)
+    compiled = torch.compile(
+        lambda **x: coeff_attention(**x, backend="chunked").transpose(1, 2).flatten(2), fullgraph=True
+    )
     inputs = NAMED["GQA mask"].inputs(torch.float32)
     out = compiled(**inputs).unflatten(2, (6, 13)).transpose(1, 2)
     assert_same(differentiate(out, inputs), run(inputs, backend="reference"), torch.float32)
@@ -276,7 +278,7 @@ def test_memory_does_not_grow_with_the_maps() -> None:
         query, key, value = (torch.randn(1, 12, length, 64, requires_grad=True) for _ in range(3))
         coeff = torch.eye(12, requires_grad=True)
         before = peak()
-        coeff_attention(query, key, value, coeff).sum().backward()
+        coeff_attention(query, key, value, coeff, backend="chunked").sum().backward()
         return peak() - before
     run(64)
     print(run(2048))

@@ -10,31 +10,34 @@
 
 struct Forward {
   const Problem& p;
-  float *panel, *bias, *maps, *peaks, *peak, *total, *weight, *mixed, *sums, *coeff_t;
+  float *panel, *bias, *maps, *peaks, *peak, *total, *weight, *mixed, *sums, *coeff_t, *is_seen;
 
   static int64_t floats(const Problem& p) {
-    const int64_t tiles = (p.keys + KEYS - 1) / KEYS, rows = p.heads * QUERIES;
+    const int64_t tiles = p.tiles(), rows = p.heads * p.block_queries;
     const int64_t sums = rows * p.value_size;
-    return QUERIES * p.key_size + TILE + tiles * p.heads * TILE + tiles * rows + 3 * rows + p.heads * TILE + sums +
-           p.heads * p.heads + 10 * 16;
+    return p.block_queries * p.key_size + p.tile_step() + tiles * p.heads * p.tile_step() + tiles * rows + 3 * rows + p.heads * p.tile_step() + sums +
+           p.heads * p.heads + tiles + 11 * 16;
   }
 
   Forward(const Problem& p, float* memory) : p(p) {
-    const int64_t tiles = (p.keys + KEYS - 1) / KEYS, rows = p.heads * QUERIES;
+    const int64_t tiles = p.tiles(), rows = p.heads * p.block_queries;
     Arena arena{memory};
-    panel = arena.take(QUERIES * p.key_size);
-    bias = arena.take(TILE);
-    maps = arena.take(tiles * p.heads * TILE);
+    panel = arena.take(p.block_queries * p.key_size);
+    bias = arena.take(p.tile_step());
+    maps = arena.take(tiles * p.heads * p.tile_step());
     peaks = arena.take(tiles * rows);
     peak = arena.take(rows);
     total = arena.take(rows);
     weight = arena.take(rows);
-    mixed = arena.take(p.heads * TILE);
+    mixed = arena.take(p.heads * p.tile_step());
     sums = arena.take(rows * p.value_size);
     coeff_t = arena.take(p.heads * p.heads);
+    is_seen = arena.take(tiles);
   }
 
   void run(const Block& block) {
+    std::fill_n(is_seen, block.tiles, 0.0f);
+    std::fill_n(sums, p.heads * p.block_queries * p.value_size, 0.0f);
     for (int64_t h = 0; h < p.heads; h++) {
       std::fill_n(peak + h * block.lanes, block.lanes, -INFINITY);
       std::fill_n(total + h * block.lanes, block.lanes, 0.0f);
@@ -45,12 +48,13 @@ struct Forward {
     const float* coeff = p.coeff + block.item * p.coeff_batch;
     for (int64_t h = 0; h < p.heads; h++)
       for (int64_t i = 0; i < p.heads; i++) coeff_t[i * p.heads + h] = coeff[h * p.heads + i];
-    for (int64_t tile = 0; tile < block.tiles; tile++) apply(block, tile);
+    for (int64_t tile = 0; tile < block.tiles; tile++)
+      if (is_seen[tile] != 0.0f) apply(block, tile);
     write(block);
   }
 
  private:
-  float* tile_maps(int64_t tile, int64_t head) { return maps + (tile * p.heads + head) * TILE; }
+  float* tile_maps(int64_t tile, int64_t head) { return maps + (tile * p.heads + head) * p.tile_step(); }
   float* tile_peaks(const Block& block, int64_t tile, int64_t head) {
     return peaks + (tile * p.heads + head) * block.lanes;
   }
@@ -66,6 +70,7 @@ struct Forward {
       std::fill_n(tile_peak, block.lanes, -INFINITY);
       return;
     }
+    is_seen[tile] = 1.0f;
     product<false>(keys, block.lanes, p.key_size, p.key.at(block.item, p.kv_head(h), first), p.key.position, 1, panel,
                    block.lanes, scores, block.lanes);
     if (kind == Bias::ADD) add(scores, bias, keys * block.lanes);
@@ -105,22 +110,18 @@ struct Forward {
       const Vec shift = load(tile_peaks(block, tile, 0) + n) - load(peak + n);
       store(weight + n, exp_negative(shift) * load(total + n));
     }
-    mix(coeff_t, p.heads, tile_maps(tile, 0), weight, keys, block.lanes, mixed);
+    mix(coeff_t, p.heads, tile_maps(tile, 0), p.tile_step(), weight, keys, block.lanes, mixed);
     for (int64_t h = 0; h < p.heads; h++) {
       const float* values = p.value.at(block.item, p.kv_head(h), tile * KEYS);
-      float* sum = sums + h * QUERIES * p.value_size;
-      if (tile == 0)
-        product<false>(block.count, p.value_size, keys, mixed + h * TILE, 1, block.lanes, values, p.value.position,
-                       sum, p.value_size);
-      else
-        product<true>(block.count, p.value_size, keys, mixed + h * TILE, 1, block.lanes, values, p.value.position,
-                      sum, p.value_size);
+      float* sum = sums + h * p.block_queries * p.value_size;
+      product<true>(block.count, p.value_size, keys, mixed + h * p.tile_step(), 1, block.lanes, values,
+                    p.value.position, sum, p.value_size);
     }
   }
 
   void write(const Block& block) {
     for (int64_t h = 0; h < p.heads; h++)
       for (int64_t row = 0; row < block.count; row++)
-        std::copy_n(sums + (h * QUERIES + row) * p.value_size, p.value_size, p.out.at(block.item, h, block.first + row));
+        std::copy_n(sums + (h * p.block_queries + row) * p.value_size, p.value_size, p.out.at(block.item, h, block.first + row));
   }
 };

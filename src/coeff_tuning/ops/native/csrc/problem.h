@@ -5,10 +5,7 @@
 
 #include "vector.h"
 
-constexpr int QUERIES = 32;  // queries of a block; lanes of the vectors are queries
-constexpr int KEYS = 32;     // keys of a tile
-// Floats from the tile of one head to the next: not a power of two, or all heads would fall on the same cache lines.
-constexpr int64_t TILE = QUERIES * KEYS + 16;
+constexpr int KEYS = 48;  // keys of a tile; lanes of the vectors are queries
 
 enum MaskKind : int64_t { NO_MASK = 0, BOOL_MASK = 1, FLOAT_MASK = 2 };
 
@@ -35,11 +32,18 @@ struct Problem {
   float* dcoeff;   // (threads, B or 1, H, H), added to
   Mask mask;
   int64_t is_causal, threads;
+  int64_t block_queries;  // a multiple of VL
   float scale;
   float* workspace;
   int64_t workspace_floats;  // of one thread
 
   int64_t kv_head(int64_t head) const { return head / (heads / kv_heads); }
+
+  int64_t blocks() const { return (queries + block_queries - 1) / block_queries; }
+  int64_t tiles() const { return (keys + KEYS - 1) / KEYS; }
+
+  // Floats from the tile of one head to the next: no power of two, or all heads would fall on the same cache lines.
+  int64_t tile_step() const { return block_queries * KEYS + 16; }
 
   // Keys that the queries of a block may see at most.
   int64_t seen(int64_t first_query, int64_t count) const {
@@ -55,8 +59,8 @@ struct Block {
 
   Block(const Problem& p, int64_t item, int64_t index)
       : item(item),
-        first(index * QUERIES),
-        count(std::min<int64_t>(QUERIES, p.queries - first)),
+        first(index * p.block_queries),
+        count(std::min(p.block_queries, p.queries - first)),
         lanes(round_up(count, VL)),
         keys(p.seen(first, count)),
         tiles((keys + KEYS - 1) / KEYS) {}

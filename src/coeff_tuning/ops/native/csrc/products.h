@@ -6,6 +6,9 @@
 // Rows of a register tile; a tile is ROWS x 2 vectors.
 constexpr int ROWS = REGISTERS == 16 ? 6 : 12;
 
+// The next of `parts` parts of nearly the same size: a tile of few rows would wait for its own sums.
+inline int even_part(int64_t rows, int64_t parts) { return static_cast<int>((rows + parts - 1) / parts); }
+
 // One register tile: c[m][n] (+)= sum_k a[m * am + k * ak] * b[k * ldb + n], m < M, n < N * VL.
 template <int M, int N, bool ADD>
 inline __attribute__((always_inline)) void product_tile(
@@ -27,20 +30,23 @@ inline __attribute__((always_inline)) void product_tile(
     for (int n = 0; n < N; n++) store(c + m * ldc + n * VL, sum[m][n]);
 }
 
-// The last tile of a column, of fewer than ROWS rows.
+// Tiles of `rows` <= M rows.
 template <int M, int N, bool ADD>
-inline void product_rest(int rows, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c,
+inline void product_rows(int rows, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c,
                          int64_t ldc, int depth) {
   if (rows == M) return product_tile<M, N, ADD>(a, am, ak, b, ldb, c, ldc, depth);
-  if constexpr (M > 1) product_rest<M - 1, N, ADD>(rows, a, am, ak, b, ldb, c, ldc, depth);
+  if constexpr (M > 1) product_rows<M - 1, N, ADD>(rows, a, am, ak, b, ldb, c, ldc, depth);
 }
 
 template <int N, bool ADD>
 inline void product_column(int rows, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c,
                            int64_t ldc, int depth) {
-  int m = 0;
-  for (; m + ROWS <= rows; m += ROWS) product_tile<ROWS, N, ADD>(a + m * am, am, ak, b, ldb, c + m * ldc, ldc, depth);
-  if (m < rows) product_rest<ROWS - 1, N, ADD>(rows - m, a + m * am, am, ak, b, ldb, c + m * ldc, ldc, depth);
+  int done = 0;
+  for (int tiles = (rows + ROWS - 1) / ROWS; tiles > 0; tiles--) {
+    const int some = even_part(rows - done, tiles);
+    product_rows<ROWS, N, ADD>(some, a + done * am, am, ak, b, ldb, c + done * ldc, ldc, depth);
+    done += some;
+  }
 }
 
 // c (+)= a @ b, of rows x depth and depth x columns; columns is a multiple of VL. `am` and `ak` are the steps of `a`

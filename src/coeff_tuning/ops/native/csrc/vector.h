@@ -27,23 +27,20 @@ inline Vec broadcast(float value) { return value - Vec{}; }  // unlike "+", "-" 
 
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
-// exp(x) for x <= 0 (or a little above it): under 2 units in the last place, and exactly 0 below -87.33 and at -inf.
-// x = n * ln(2) + r with |r| <= ln(2) / 2; exp(r) by Taylor's polynomial of degree 7; 2^n through the exponent bits.
+// exp(x) for x <= 0 (or a little above it), within 2 units in the last place; exactly 0 below -87.33 and at -inf.
+// x = n * ln(2) + r with |r| <= ln(2) / 2; exp(r) by a polynomial of degree 6; 2^n through the exponent bits.
 inline Vec exp_negative(Vec x) {
-  const Vec floor = broadcast(-87.33f), rounder = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const IntVec dead = x <= floor;  // false for NaN, which must come out again
-  x = x < floor ? floor : x;
+  const Vec rounder = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const IntVec dead = x <= broadcast(-87.33f);  // false for NaN, which must come out again
   const Vec shifted = x * 1.44269504088896341f + rounder;
   const Vec n = shifted - rounder;
-  Vec r = x - n * 0.693359375f;  // ln(2) in two parts
-  r = r + n * 2.12194440e-4f;
-  Vec p = broadcast(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  const IntVec bits = ((IntVec)p + ((IntVec)shifted << 23)) & ~dead;
-  return (Vec)bits;
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts
+  Vec p = broadcast(0.00139336463f);
+  p = p * r + 0.00836317521f;
+  p = p * r + 0.0416664667f;
+  p = p * r + 0.166665763f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return (Vec)(((IntVec)p + ((IntVec)shifted << 23)) & ~dead);
 }

@@ -1,0 +1,157 @@
+"""Forward and backward of the op on tensors, by the compiled kernel, without autograd."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from coeff_tuning.ops.native.library import BOOL_MASK, FLOAT_MASK, Heads, Mask, Problem, load_library
+
+
+class Call(NamedTuple):
+    """Arguments of the op; shapes as in `Request`, of any float dtype up to float32."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    coeff: Tensor
+    mask: Tensor | None
+    is_causal: bool
+    scale: float
+
+
+class Needs(NamedTuple):
+    """Which gradients to compute."""
+
+    query: bool
+    key: bool
+    value: bool
+    coeff: bool
+
+
+def empty_results(call: Call) -> tuple[Tensor, Tensor]:
+    """Uninitialised `(B, H, L, Ev)`, positions before heads in memory, and log-sum-exps `(B, H, L)` in float32."""
+    batch, heads, length, _ = call.query.shape
+    out = call.query.new_empty((batch, length, heads, call.value.shape[-1])).transpose(1, 2)
+    return out, call.query.new_empty((batch, heads, length), dtype=torch.float32)
+
+
+def empty_gradients(call: Call, needs: Needs) -> list[Tensor]:
+    """Uninitialised gradients, in the dtype of their inputs, of what is needed."""
+    inputs = (call.query, call.key, call.value, call.coeff)
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x, n in zip(inputs, needs, strict=True) if n]
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """Attention with mixed maps.
+
+    Args:
+        call: arguments of the op.
+
+    Returns:
+        `(B, H, L, Ev)` in the dtype of `query`, and the log-sum-exps of the scores, `(B, H, L)` in float32: +inf for a
+        query with nothing to attend to.
+    """
+    library, _ = load_library()
+    out, lse = empty_results(call)
+    inputs = _Inputs(call, library.coeff_lanes())
+    result = out if inputs.fits(out) else _like(inputs.query, inputs.value.shape[-1])
+    problem = inputs.problem()
+    problem.out, problem.lse = Heads.of(result), lse.data_ptr()
+    _launch(problem, library.coeff_forward_floats, library.coeff_forward)
+    if result is not out:
+        out.copy_(result[..., : out.shape[-1]])
+    return out, lse
+
+
+def backward(grad: Tensor, call: Call, lse: Tensor, needs: Needs) -> list[Tensor]:
+    """Gradients of `forward`; the maps are computed again.
+
+    Args:
+        grad: of the output, `(B, H, L, Ev)`.
+        call: arguments of the forward.
+        lse: the second result of the forward.
+        needs: which gradients to compute.
+
+    Returns:
+        Those gradients, in the dtype of their inputs.
+    """
+    library, _ = load_library()
+    inputs = _Inputs(call, library.coeff_lanes())
+    dout = inputs.padded(grad)
+    dquery = _like(inputs.query) if needs.query else None
+    dkey = torch.zeros_like(inputs.key, memory_format=torch.contiguous_format) if needs.key else None
+    dvalue = torch.zeros_like(inputs.value, memory_format=torch.contiguous_format) if needs.value else None
+    problem = inputs.problem()
+    dcoeff = torch.zeros(problem.threads, *call.coeff.shape) if needs.coeff else None
+    problem.dout, problem.lse = Heads.of(dout), lse.data_ptr()
+    problem.dquery, problem.dkey, problem.dvalue = (Heads.of(x) for x in (dquery, dkey, dvalue))
+    problem.dcoeff = None if dcoeff is None else dcoeff.data_ptr()
+    _launch(problem, library.coeff_backward_floats, library.coeff_backward)
+    total = None if dcoeff is None else dcoeff.sum(0)
+    pairs = zip((dquery, dkey, dvalue, total), call[:4], strict=True)
+    return [_fit(gradient, like) for gradient, like in pairs if gradient is not None]
+
+
+class _Inputs:
+    """Inputs as the kernel reads them: float32, last dimension contiguous, head sizes a multiple of its vectors."""
+
+    def __init__(self, call: Call, lanes: int) -> None:
+        self.call, self.lanes = call, lanes
+        self.query, self.key, self.value = (self.padded(x) for x in (call.query, call.key, call.value))
+        self.coeff = call.coeff.to(torch.float32).contiguous()
+        self.mask = call.mask
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            self.mask = self.mask.to(torch.float32)
+
+    def padded(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(torch.float32)
+        if tensor.shape[-1] % self.lanes:
+            return pad(tensor, (0, -tensor.shape[-1] % self.lanes))
+        return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+    def fits(self, out: Tensor) -> bool:
+        return out.dtype == torch.float32 and out.shape[-1] == self.value.shape[-1]
+
+    def problem(self) -> Problem:
+        batch, heads, length, key_size = self.query.shape
+        kv_heads, source = self.key.shape[1:3]
+        problem = Problem(batch, heads, kv_heads, length, source, key_size, self.value.shape[-1])
+        problem.query, problem.key, problem.value = (Heads.of(x) for x in (self.query, self.key, self.value))
+        problem.coeff = self.coeff.data_ptr()
+        problem.coeff_batch = heads * heads if self.coeff.dim() == 3 else 0
+        if self.mask is not None:
+            kind = BOOL_MASK if self.mask.dtype == torch.bool else FLOAT_MASK
+            steps = self.mask.expand(batch, heads, length, source).stride()
+            problem.mask = Mask(self.mask.data_ptr(), kind, *steps)
+        problem.is_causal, problem.scale = self.call.is_causal, self.call.scale
+        problem.threads = torch.get_num_threads()
+        problem.block_queries = _block_queries(heads, length, source, self.lanes)
+        return problem
+
+
+def _block_queries(heads: int, length: int, source: int, lanes: int) -> int:
+    """Queries of a block: many, so that keys and values are read seldom; few where the maps of a block fit a cache."""
+    fitting = (384 << 10) // (4 * heads * source)
+    wanted = 96 if fitting < 32 else min(fitting, 96)
+    return min(wanted // 16 * 16, -(-length // lanes) * lanes)
+
+
+def _launch(problem: Problem, floats: Any, function: Any) -> None:
+    problem.workspace_floats = floats(ctypes.byref(problem))
+    workspace = torch.empty(problem.workspace_floats * problem.threads)
+    problem.workspace = workspace.data_ptr()
+    function(ctypes.byref(problem))
+
+
+def _like(tensor: Tensor, size: int | None = None) -> Tensor:
+    return tensor.new_empty((*tensor.shape[:-1], tensor.shape[-1] if size is None else size))
+
+
+def _fit(gradient: Tensor, like: Tensor) -> Tensor:
+    """Without the padding of the head size, in the dtype of the input, and contiguous."""
+    return gradient[..., : like.shape[-1]].to(like.dtype).contiguous()
