@@ -214,7 +214,9 @@ def build(family: str, attn_implementation: str | None = None) -> tuple[nn.Modul
 def output(model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Tensor:
     """The main output tensor of a forward pass."""
     out = model(**inputs, **kwargs)
-    for name in ("logits", "logits_per_image", "last_hidden_state"):
+    is_pooled_by_attention = any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
+    names = ("logits", "logits_per_image", "last_hidden_state")
+    for name in ("pooler_output", *names) if is_pooled_by_attention else names:
         if getattr(out, name, None) is not None:
             return getattr(out, name)
     raise AssertionError(f"{type(out).__name__} has no known output")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from coeff_tuning.binders import transformers
+from coeff_tuning.binders import torch_mha, transformers
 from coeff_tuning.binders.base import Binder
 
-BINDERS: tuple[Binder, ...] = (transformers.BINDER,)
+BINDERS: tuple[Binder, ...] = (transformers.BINDER, torch_mha.BINDER)
 
 
 def find_binder(module: nn.Module) -> Binder | None:

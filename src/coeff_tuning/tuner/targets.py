@@ -127,10 +127,11 @@ def _in_layers(names: list[str], layers: list[int] | int | None) -> list[str]:
 def _nothing_served(model: nn.Module) -> str:
     classes = sorted({type(m).__name__ for m in model.modules() if "attention" in type(m).__name__.lower()})
     return (
-        f"{type(model).__name__} must have attention modules that look their attention up in transformers' "
-        f"ALL_ATTENTION_FUNCTIONS; its attention classes {classes or '(none found)'} do not, so coefficients would "
-        "never be used. Use a model of another family (see docs/models.md), or call coeff_tuning.coeff_attention with "
-        "a CoeffLayer in your own attention module."
+        f"{type(model).__name__} must have attention modules that can get coefficients: those that look their "
+        "attention up in transformers' ALL_ATTENTION_FUNCTIONS, torch.nn.MultiheadAttention, and the classes of timm, "
+        f"open_clip and diffusers in docs/models.md. Its attention classes {classes or '(none found)'} are none of "
+        "these, so coefficients would never be used. Use a model of another family, or make your own class known with "
+        "coeff_tuning.register_attention."
     )
 
 
