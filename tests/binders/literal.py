@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from coeff_tuning import CoeffLayer
 
+# Modules whose maps have further dimensions between the heads and the two last ones.
+HEADS_SECOND = {"timm.models.hiera": 1, "timm.models.nest": 1}
+
 
 @contextmanager
 def literal_mixing(model: nn.Module, adapter: str = "default") -> Iterator[list[int]]:
@@ -27,14 +30,22 @@ def literal_mixing(model: nn.Module, adapter: str = "default") -> Iterator[list[
         A list with one number, how many maps were mixed.
     """
     stack: list[Tensor | None] = []
+    axes: list[int] = []
     mixed = [0]
 
     def mix(maps: Tensor, coeff: Tensor) -> Tensor:
         mixed[0] += 1
-        folded = maps.dim() == 3
-        heads = maps.unflatten(0, (-1, coeff.shape[0])) if folded else maps
-        out = torch.einsum("hi,...ils->...hls", coeff.to(maps.dtype), heads)
-        return out.flatten(0, 1) if folded else out
+        heads = coeff.shape[0]
+        if maps.dim() == 3:  # folded
+            out = mix_heads(maps.unflatten(0, (-1, heads)), coeff, 1).flatten(0, 1)
+        elif maps.dim() == 4 and maps.shape[1] == 2 * heads:  # two maps to a head
+            out = mix_heads(maps.unflatten(1, (heads, 2)), coeff, 1).flatten(1, 2)
+        else:
+            out = mix_heads(maps, coeff, axes[-1])
+        return out
+
+    def mix_heads(maps: Tensor, coeff: Tensor, axis: int) -> Tensor:
+        return torch.tensordot(coeff.to(maps.dtype), maps, dims=([1], [axis])).movedim(0, axis)
 
     def around(softmax: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def patched(scores: Tensor, *args: object, **kwargs: object) -> Tensor:
@@ -51,9 +62,11 @@ def literal_mixing(model: nn.Module, adapter: str = "default") -> Iterator[list[
         layer = module.coefficients
         delta = layer.coeff_delta[adapter].requires_grad_()  # which disable_adapter() takes away
         stack.append(torch.eye(layer.num_heads) + delta)
+        axes.append(HEADS_SECOND.get(type(module).__module__, -3))
 
     def leave(module: nn.Module, args: object, out: object) -> None:
         stack.pop()
+        axes.pop()
 
     hosts = [m for m in model.modules() if isinstance(getattr(m, "coefficients", None), CoeffLayer)]
     handles = [host.register_forward_pre_hook(enter) for host in hosts]
