@@ -214,6 +214,13 @@ def test_uncovered_kinds_raise_unless_targets_are_named() -> None:
         get_peft_model(swin_v2, CoeffConfig())
 
 
+def test_pool_with_a_root_of_its_output_is_refused() -> None:
+    library("timm")
+    pool = import_module("timm.layers").SimPool1d(24, num_heads=3, gamma=1.25)
+    with pytest.raises(UnsupportedModelError, match="SimPool1d .* with gamma it takes a root"):
+        get_peft_model(nn.Sequential(pool), CoeffConfig())
+
+
 def test_no_call_raises() -> None:
     model = adapt(whole("vit_tiny_patch16_224"))
     attn = model.base_model.model.blocks[1].attn

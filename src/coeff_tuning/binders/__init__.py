@@ -6,11 +6,11 @@ from torch import nn
 
 from coeff_tuning.binders import diffusers, open_clip, sdpa, timm, torch_mha, transformers
 from coeff_tuning.binders.base import Binder
-from coeff_tuning.binders.sdpa import register_attention
+from coeff_tuning.binders.layouts import register_attention, register_library
 
 BINDERS: tuple[Binder, ...] = (transformers.BINDER, torch_mha.BINDER, sdpa.BINDER, diffusers.BINDER)
-sdpa.register_library(timm.LAYOUTS, timm.REFUSED)
-sdpa.register_library(open_clip.LAYOUTS, {})
+register_library(timm.LAYOUTS, timm.REFUSED)
+register_library(open_clip.LAYOUTS, {})
 
 
 def find_binder(module: nn.Module) -> Binder | None:

@@ -12,7 +12,8 @@ from torch import nn
 
 from coeff_tuning.binders.base import Binder
 from coeff_tuning.binders.bound import bind_class, class_of, unbind_class
-from coeff_tuning.binders.sdpa import Layout, MixedSdpa
+from coeff_tuning.binders.layouts import Layout
+from coeff_tuning.binders.sdpa import MixedSdpa
 from coeff_tuning.errors import UnsupportedModelError
 
 BASES = ("diffusers.models.attention_processor.Attention", "diffusers.models.attention.AttentionModuleMixin")

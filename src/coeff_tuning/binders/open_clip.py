@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coeff_tuning.binders.sdpa import Layout
+from coeff_tuning.binders.layouts import Layout
 
 
 def _why_not(module: Any) -> str | None:

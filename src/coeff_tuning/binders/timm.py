@@ -6,7 +6,9 @@ excitation, split attention, linear attention) are in neither list.
 
 from __future__ import annotations
 
-from coeff_tuning.binders.sdpa import Layout
+from typing import Any
+
+from coeff_tuning.binders.layouts import Layout
 
 _PLAIN = (
     "layers.attention.Attention",
@@ -17,8 +19,6 @@ _PLAIN = (
     "layers.attention_pool.AttentionPoolPrr",
     "layers.attention_pool2d.AttentionPool2d",
     "layers.attention_pool2d.RotAttentionPool2d",
-    "layers.other_pool.SimPool1d",
-    "layers.other_pool.SimPool2d",
     "models.beit.Attention",
     "models.cait.ClassAttn",
     "models.cpubone.ConvAttention",
@@ -44,8 +44,16 @@ _PLAIN = (
     "models.volo.Attention",
     "models.xcit.XCA",
 )
+
+
+def _why_not_pool(module: Any) -> str | None:
+    return None if module.gamma is None else "with gamma it takes a root of its output, which mixing can make negative"
+
+
 LAYOUTS = {
     **{f"timm.{name}": Layout() for name in _PLAIN},
+    "timm.layers.other_pool.SimPool1d": Layout(why_not=_why_not_pool),
+    "timm.layers.other_pool.SimPool2d": Layout(why_not=_why_not_pool),
     "timm.layers.diff_attention.DiffAttention": Layout(calls=2),
     "timm.models.vision_transformer.DiffParallelScalingBlock": Layout(calls=2),
     "timm.models.hiera.MaskUnitAttention": Layout(num_heads="heads", head_axis=1),
