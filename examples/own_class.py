@@ -31,7 +31,7 @@ def main() -> None:
     torch.manual_seed(0)
     register_attention(Attention)  # its heads are in `num_heads`, and third from last in query, key and value
     model = get_peft_model(nn.Sequential(Attention(32, 4), nn.GELU(), Attention(32, 4)), CoeffConfig(coeff_dropout=0.0))
-    model.print_trainable_parameters()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tokens, target = torch.randn(8, 10, 32), torch.randn(8, 10, 32)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-2)
     losses = []
@@ -41,7 +41,7 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+    print(f"{trained} numbers trained, loss {losses[0]:.3f} -> {losses[-1]:.3f}")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from coeff_tuning import CoeffConfig, CoeffLayer
+from coeff_tuning import CoeffConfig, CoeffLayer, add_coeff, load_coeff
 from coeff_tuning.binders import timm as lists
 from coeff_tuning.errors import AdapterMismatchError, AdapterNotAppliedError, UnsupportedModelError
 from tests import tiny
@@ -136,6 +136,17 @@ def test_compile_and_checkpointing(name: str) -> None:
     again = torch.autograd.grad(model.train()(x.requires_grad_()).square().sum(), deltas(model))
     for a, b in zip(again, plain, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_beside_lora(tmp_path: Any) -> None:
+    lora = LoraConfig(target_modules=["qkv"], r=2, init_lora_weights=False)
+    model = tiny.randomise(add_coeff(get_peft_model(whole("vit_tiny_patch16_224"), lora), CoeffConfig()).eval())
+    x = torch.randn(2, 3, 32, 32)
+    out = model(x)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(load_coeff(whole("vit_tiny_patch16_224"), tmp_path).eval()(x), out)
+    only_lora = PeftModel.from_pretrained(whole("vit_tiny_patch16_224"), tmp_path).eval()
+    assert (only_lora(x) - out).abs().max() > 1e-2
 
 
 def test_two_threads_with_and_without_coefficients() -> None:
