@@ -42,7 +42,19 @@ def test_every_exception_is_a_builtin_too() -> None:
 
 
 def test_import_loads_no_optional_package() -> None:
-    optional = {"datasets", "matplotlib", "sklearn", "PIL", "rich", "onnx", "gguf", "timm", "diffusers", "triton"}
+    optional = {
+        "datasets",
+        "matplotlib",
+        "sklearn",
+        "PIL",
+        "rich",
+        "onnx",
+        "gguf",
+        "timm",
+        "diffusers",
+        "open_clip",
+        "triton",
+    }
     code = (
         "import sys, peft, transformers.modeling_utils\n"
         "before = set(sys.modules)\n"
