@@ -45,4 +45,5 @@ $(VENV)/installed-%: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (PyTorch is large; a few minutes the first time)"
 	$(PIP) --editable ".[$*]"
+	$(if $(filter dev,$*),$(PIP) --no-deps timm open_clip_torch && $(PIP) ftfy)
 	@touch $@

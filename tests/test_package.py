@@ -23,7 +23,8 @@ def test_public_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["CoeffConfig", "CoeffLayer", "CoeffModel", "add_coeff", "coeff_attention", "load_coeff"]
+    "name",
+    ["CoeffConfig", "CoeffLayer", "CoeffModel", "add_coeff", "coeff_attention", "load_coeff", "register_attention"],
 )
 def test_public_docstrings_say_arguments_and_errors(name: str) -> None:
     doc = inspect.getdoc(getattr(coeff_tuning, name)) or ""
@@ -41,7 +42,19 @@ def test_every_exception_is_a_builtin_too() -> None:
 
 
 def test_import_loads_no_optional_package() -> None:
-    optional = {"datasets", "matplotlib", "sklearn", "PIL", "rich", "onnx", "gguf", "timm", "diffusers", "triton"}
+    optional = {
+        "datasets",
+        "matplotlib",
+        "sklearn",
+        "PIL",
+        "rich",
+        "onnx",
+        "gguf",
+        "timm",
+        "diffusers",
+        "open_clip",
+        "triton",
+    }
     code = (
         "import sys, peft, transformers.modeling_utils\n"
         "before = set(sys.modules)\n"

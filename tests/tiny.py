@@ -34,6 +34,8 @@ DECODER = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# Families whose head size is the width over the heads.
+GROUPED = {key: value for key, value in DECODER.items() if key != "head_dim"}
 
 
 def _ids(batch: int = 2, length: int = 7) -> Tensor:
@@ -58,8 +60,8 @@ def image(model: type[nn.Module], config: Any, size: int = 14) -> tuple[nn.Modul
     return model(config), {"pixel_values": torch.randn(2, 3, size, size)}
 
 
-def _bart() -> tuple[nn.Module, dict[str, Any]]:
-    config = tf.BartConfig(
+def _seq2seq(model_class: type[nn.Module], config_class: type[Any]) -> tuple[nn.Module, dict[str, Any]]:
+    config = config_class(
         vocab_size=61,
         d_model=24,
         encoder_layers=2,
@@ -75,7 +77,7 @@ def _bart() -> tuple[nn.Module, dict[str, Any]]:
         decoder_start_token_id=2,
         forced_eos_token_id=2,
     )
-    model, inputs = text(tf.BartForConditionalGeneration, config)
+    model, inputs = text(model_class, config)
     return model, {**inputs, "decoder_input_ids": _ids(length=5)}
 
 
@@ -111,8 +113,8 @@ def _whisper() -> tuple[nn.Module, dict[str, Any]]:
     return model, {"input_features": torch.randn(2, 8, 20), "decoder_input_ids": _ids(length=5)}
 
 
-def _wav2vec2() -> tuple[nn.Module, dict[str, Any]]:
-    config = tf.Wav2Vec2Config(
+def _speech(model_class: type[nn.Module], config_class: type[Any]) -> tuple[nn.Module, dict[str, Any]]:
+    config = config_class(
         hidden_size=24,
         num_hidden_layers=2,
         num_attention_heads=3,
@@ -124,7 +126,7 @@ def _wav2vec2() -> tuple[nn.Module, dict[str, Any]]:
         num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2,
     )
-    return tf.Wav2Vec2Model(config), {"input_values": torch.randn(2, 100)}
+    return model_class(config), {"input_values": torch.randn(2, 100)}
 
 
 def _clip() -> tuple[nn.Module, dict[str, Any]]:
@@ -146,6 +148,11 @@ def _llava() -> tuple[nn.Module, dict[str, Any]]:
         "attention_mask": torch.ones_like(ids),
         "pixel_values": torch.randn(1, 3, 14, 14),
     }
+
+
+def _vit_mae() -> tuple[nn.Module, dict[str, Any]]:
+    model, inputs = image(tf.ViTMAEModel, tf.ViTMAEConfig(**VISION, mask_ratio=0.0))
+    return model, {**inputs, "noise": torch.rand(2, 4)}  # the order of the patches, random otherwise
 
 
 FAMILIES: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
@@ -194,11 +201,29 @@ FAMILIES: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
         tf.GptOssConfig(**DECODER, sliding_window=4, num_local_experts=2, num_experts_per_tok=1),
     ),
     "t5": _t5,
-    "bart": _bart,
+    "bart": lambda: _seq2seq(tf.BartForConditionalGeneration, tf.BartConfig),
     "whisper": _whisper,
-    "wav2vec2": _wav2vec2,
+    "wav2vec2": lambda: _speech(tf.Wav2Vec2Model, tf.Wav2Vec2Config),
     "clip": _clip,
     "llava": _llava,
+    "albert": lambda: text(tf.AlbertModel, tf.AlbertConfig(**TEXT, embedding_size=24)),
+    "xlm_roberta": lambda: text(tf.XLMRobertaModel, tf.XLMRobertaConfig(**TEXT)),
+    "camembert": lambda: text(tf.CamembertModel, tf.CamembertConfig(**TEXT)),
+    "esm": lambda: text(tf.EsmModel, tf.EsmConfig(**TEXT, mask_token_id=1, position_embedding_type="rotary")),
+    "data2vec_text": lambda: text(tf.Data2VecTextModel, tf.Data2VecTextConfig(**TEXT)),
+    "dinov3": lambda: image(tf.DINOv3ViTModel, tf.DINOv3ViTConfig(**VISION)),
+    "vit_mae": _vit_mae,
+    "gpt_neox": lambda: decoder(tf.GPTNeoXForCausalLM, tf.GPTNeoXConfig(**TEXT, bos_token_id=1, eos_token_id=2)),
+    "phi3": lambda: decoder(tf.Phi3ForCausalLM, tf.Phi3Config(**GROUPED)),
+    "mixtral": lambda: decoder(
+        tf.MixtralForCausalLM, tf.MixtralConfig(**DECODER, num_local_experts=2, num_experts_per_tok=1)
+    ),
+    "olmo2": lambda: decoder(tf.Olmo2ForCausalLM, tf.Olmo2Config(**GROUPED)),
+    "granite": lambda: decoder(tf.GraniteForCausalLM, tf.GraniteConfig(**GROUPED)),
+    "starcoder2": lambda: decoder(tf.Starcoder2ForCausalLM, tf.Starcoder2Config(**GROUPED)),
+    "mbart": lambda: _seq2seq(tf.MBartForConditionalGeneration, tf.MBartConfig),
+    "m2m_100": lambda: _seq2seq(tf.M2M100ForConditionalGeneration, tf.M2M100Config),
+    "hubert": lambda: _speech(tf.HubertModel, tf.HubertConfig),
 }
 
 
@@ -214,7 +239,9 @@ def build(family: str, attn_implementation: str | None = None) -> tuple[nn.Modul
 def output(model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Tensor:
     """The main output tensor of a forward pass."""
     out = model(**inputs, **kwargs)
-    for name in ("logits", "logits_per_image", "last_hidden_state"):
+    is_pooled_by_attention = any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
+    names = ("logits", "logits_per_image", "last_hidden_state")
+    for name in ("pooler_output", *names) if is_pooled_by_attention else names:
         if getattr(out, name, None) is not None:
             return getattr(out, name)
     raise AssertionError(f"{type(out).__name__} has no known output")

@@ -4,6 +4,7 @@ Importing the package registers the method `COEFF` with PEFT, so that `get_peft_
 `PeftModel.from_pretrained` and the rest of PEFT work with it.
 
     op                 coeff_attention, list_backends
+    your own modules   register_attention
     PEFT method        CoeffConfig, CoeffModel, CoeffLayer
     beside LoRA, ...   add_coeff, load_coeff
     errors             errors (module)
@@ -12,6 +13,7 @@ Importing the package registers the method `COEFF` with PEFT, so that `get_peft_
 from __future__ import annotations
 
 from coeff_tuning import errors
+from coeff_tuning.binders import register_attention
 from coeff_tuning.functional import coeff_attention
 from coeff_tuning.ops import list_backends
 from coeff_tuning.tuner.combine import add_coeff, load_coeff
@@ -34,4 +36,5 @@ __all__ = [
     "errors",
     "list_backends",
     "load_coeff",
+    "register_attention",
 ]

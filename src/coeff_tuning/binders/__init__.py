@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from coeff_tuning.binders import transformers
+from coeff_tuning.binders import diffusers, open_clip, sdpa, timm, torch_mha, transformers
 from coeff_tuning.binders.base import Binder
+from coeff_tuning.binders.layouts import register_attention, register_library
 
-BINDERS: tuple[Binder, ...] = (transformers.BINDER,)
+BINDERS: tuple[Binder, ...] = (transformers.BINDER, torch_mha.BINDER, sdpa.BINDER, diffusers.BINDER)
+register_library(timm.LAYOUTS, timm.REFUSED)
+register_library(open_clip.LAYOUTS, {})
 
 
 def find_binder(module: nn.Module) -> Binder | None:
@@ -22,4 +25,16 @@ def find_binder(module: nn.Module) -> Binder | None:
     return next((binder for binder in BINDERS if binder.serves(module)), None)
 
 
-__all__ = ["BINDERS", "Binder", "find_binder"]
+def why_refused(module: nn.Module) -> str | None:
+    """Why a module, known as attention of a library that we serve, cannot get coefficients.
+
+    Args:
+        module: any module.
+
+    Returns:
+        The reason, or None if nothing is known against it.
+    """
+    return next((reason for binder in BINDERS if (reason := binder.refuses(module)) is not None), None)
+
+
+__all__ = ["BINDERS", "Binder", "find_binder", "register_attention", "why_refused"]

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from coeff_tuning.binders.base import Binder
-from coeff_tuning.errors import AdapterMismatchError, UnsupportedModelError
+from coeff_tuning.binders.base import Binder, coeff_for
+from coeff_tuning.binders.eager import mixed_eager
+from coeff_tuning.errors import UnsupportedModelError
 from coeff_tuning.functional import coeff_attention
 from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer
 
@@ -101,14 +102,12 @@ def coeff_attention_forward(
         layer.was_applied = True
     if not layer.is_active:
         return _base_attention(module)(module, query, key, value, attention_mask, **kwargs)
-    _check_call(module, layer, query, attention_mask, kwargs)
-    coeff = layer.coeff()
-    if coeff.dim() == 3 and coeff.shape[0] != query.shape[0]:  # beams or windows: consecutive copies of each sample
-        coeff = coeff.repeat_interleave(query.shape[0] // coeff.shape[0], dim=0)
+    _check_call(module, attention_mask, kwargs)
+    coeff = coeff_for(module, layer.coeff(), query.shape[1], query.shape[0])
     bias = _with_position_bias(attention_mask, kwargs.get("position_bias"))
     dropout, scaling = kwargs.get("dropout", 0.0), kwargs.get("scaling")
     if _base_config(module)._attn_implementation in ("eager", None):
-        out, maps = _mixed_eager(query, key, value, coeff, bias, dropout, scaling, **_extras(kwargs))
+        out, maps = mixed_eager(query, key, value, coeff, bias, dropout, scaling, **_extras(kwargs))
         return out.transpose(1, 2).contiguous(), maps
     if _extras(kwargs):
         raise UnsupportedModelError(
@@ -148,9 +147,7 @@ def _extras(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in ("softcap", "s_aux") if kwargs.get(name) is not None}
 
 
-def _check_call(
-    module: nn.Module, layer: CoeffLayer, query: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
-) -> None:
+def _check_call(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
     refused = [name for name in REFUSED_KEYWORDS if kwargs.get(name) is not None]
     if refused:
         raise UnsupportedModelError(
@@ -163,16 +160,6 @@ def _check_call(
             f"{tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__}. "
             "Load the model with attn_implementation='sdpa'."
         )
-    if query.shape[1] != layer.num_heads:
-        raise AdapterMismatchError(
-            f"{type(module).__name__} must attend with {layer.num_heads} heads, the size of its coefficients; its "
-            f"query has shape {tuple(query.shape)}, that is {query.shape[1]} heads."
-        )
-    if layer.sample_adapters is not None and query.shape[0] % len(layer.sample_adapters):
-        raise AdapterMismatchError(
-            f"adapter_names must name one adapter for each sample that reaches {type(module).__name__}; there are "
-            f"{len(layer.sample_adapters)} names for a batch of {query.shape[0]}."
-        )
 
 
 def _with_position_bias(mask: Tensor | None, position_bias: Tensor | None) -> Tensor | None:
@@ -181,37 +168,6 @@ def _with_position_bias(mask: Tensor | None, position_bias: Tensor | None) -> Te
     if mask.dtype == torch.bool:
         return position_bias.masked_fill(~mask, -torch.inf)
     return position_bias + mask
-
-
-def _mixed_eager(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    coeff: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The families' own eager attention, map by map, with the mix before the product with the values."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = query @ key.transpose(2, 3) * scale  # (B, H, L, S)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    if s_aux is not None:
-        sinks = s_aux.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)
-        scores = torch.cat([scores, sinks], dim=-1)  # (B, H, L, S + 1)
-    maps = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    maps = maps.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0.0)
-    maps = nn.functional.dropout(maps[..., : key.shape[2]], p=dropout)
-    mixed = torch.einsum("hi,bils->bhls" if coeff.dim() == 2 else "bhi,bils->bhls", coeff.to(maps.dtype), maps)
-    mixed = mixed.to(value.dtype)
-    return mixed @ value, mixed
 
 
 AttentionInterface.register(IMPLEMENTATION, coeff_attention_forward)

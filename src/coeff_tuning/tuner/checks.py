@@ -107,7 +107,9 @@ def _after_pass(model: nn.Module, args: Any, output: Any) -> None:
     unused = [
         name.removesuffix(f".{CHILD_NAME}")
         for name, layer in layers
-        if not layer.was_applied and any(not getattr(configs.get(a), "allow_unused", False) for a in layer.adapters)
+        if layer.is_active
+        and not layer.was_applied
+        and any(not getattr(configs.get(a), "allow_unused", False) for a in layer.adapters)
     ]
     if unused:
         raise AdapterNotAppliedError(
@@ -115,7 +117,8 @@ def _after_pass(model: nn.Module, args: Any, output: Any) -> None:
             f"{len(layers)} did not: {unused[:6]}. Restrict target_modules to the part of the model that you run, or "
             "accept it with CoeffConfig(allow_unused=True)."
         )
-    _remove(model._forward_hooks, _after_pass)
+    if all(layer.is_active for _, layer in layers):  # else it was a pass with adapters off, which proves nothing
+        _remove(model._forward_hooks, _after_pass)
 
 
 # Loading

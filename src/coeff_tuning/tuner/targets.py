@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from coeff_tuning.binders import find_binder
+from coeff_tuning.binders import find_binder, why_refused
 from coeff_tuning.errors import UnsupportedModelError
 from coeff_tuning.tuner.config import ALL_ATTENTION, CoeffConfig
 
@@ -26,13 +26,14 @@ def find_targets(model: nn.Module, config: CoeffConfig) -> list[str]:
         Names in the model's own order; never empty.
 
     Raises:
-        UnsupportedModelError: the model has no attention module that a binder serves, or a target names one that none
-            serves.
+        UnsupportedModelError: the model has no attention module that a binder serves, a target names one that none
+            serves, or no target is named and some are known not to be served.
         ValueError: a target, a layer number or the combination of all settings matches nothing.
     """
     served = [name for name, module in model.named_modules() if find_binder(module) is not None]
     if not served:
         raise UnsupportedModelError(_nothing_served(model))
+    _require_all_served(model, config)
     wanted = _wanted(model, served, config.target_modules)
     _check_exclusions(model, config.exclude_modules)
     kept = [name for name in wanted if not (is_excluded(config, name) or _is_saved_whole(config, name))]
@@ -105,6 +106,19 @@ def _wanted(model: nn.Module, served: list[str], targets: Iterable[str] | str | 
     return [name for name in served if name in wanted]
 
 
+def _require_all_served(model: nn.Module, config: CoeffConfig) -> None:
+    if config.target_modules not in (None, ALL_ATTENTION):
+        return
+    for name, module in model.named_modules():
+        reason = None if is_excluded(config, name) else why_refused(module)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"Every attention module of {type(model).__name__} must be one that can get coefficients; {name!r}, a "
+                f"{type(module).__name__}, {reason}. Name the modules to adapt with target_modules, or leave this kind "
+                "out with exclude_modules."
+            )
+
+
 def _related(name: str, served: list[str]) -> bool:
     """Whether a module is served, lies inside a served one or contains one."""
     return any(name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in served)
@@ -127,10 +141,11 @@ def _in_layers(names: list[str], layers: list[int] | int | None) -> list[str]:
 def _nothing_served(model: nn.Module) -> str:
     classes = sorted({type(m).__name__ for m in model.modules() if "attention" in type(m).__name__.lower()})
     return (
-        f"{type(model).__name__} must have attention modules that look their attention up in transformers' "
-        f"ALL_ATTENTION_FUNCTIONS; its attention classes {classes or '(none found)'} do not, so coefficients would "
-        "never be used. Use a model of another family (see docs/models.md), or call coeff_tuning.coeff_attention with "
-        "a CoeffLayer in your own attention module."
+        f"{type(model).__name__} must have attention modules that can get coefficients: those that look their "
+        "attention up in transformers' ALL_ATTENTION_FUNCTIONS, torch.nn.MultiheadAttention, and the classes of timm, "
+        f"open_clip and diffusers in docs/models.md. Its attention classes {classes or '(none found)'} are none of "
+        "these, so coefficients would never be used. Use a model of another family, or make your own class known with "
+        "coeff_tuning.register_attention."
     )
 
 

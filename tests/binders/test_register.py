@@ -1,0 +1,70 @@
+"""A class of one's own: registered in a line, its heads where it says, refused where it is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coeff_tuning import CoeffConfig, register_attention
+from coeff_tuning.errors import AdapterNotAppliedError, UnsupportedModelError
+from tests import tiny
+
+
+class Own(nn.Module):
+    """Heads last but one, batch and positions before: (B, L, H, E) -> SDPA on (H, B, L, E)."""
+
+    def __init__(self, calls: int = 1) -> None:
+        super().__init__()
+        self.n_heads, self.calls = 3, calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(2, (self.n_heads, -1)).permute(2, 0, 1, 3)
+        for _ in range(self.calls):
+            heads = F.scaled_dot_product_attention(heads, heads, heads)
+        return heads.permute(1, 2, 0, 3).flatten(2)
+
+
+class Heir(Own):
+    """Inherits its forward."""
+
+
+class Changed(Own):
+    """Has another forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x
+
+
+@pytest.mark.parametrize("cls", [Own, Heir])
+def test_heads_in_front(cls: type[Own]) -> None:
+    register_attention(Own, num_heads="n_heads", head_axis=0)
+    model = tiny.randomise(get_peft_model(nn.Sequential(cls()), CoeffConfig()).eval())
+    x = torch.randn(2, 5, 21)
+    coeff = model.base_model.model[0].coefficients.coeff()
+    q = x.unflatten(2, (3, 7)).transpose(1, 2)
+    maps = (q @ q.mT / 7**0.5).softmax(-1)
+    expected = (torch.einsum("hi,bils->bhls", coeff, maps) @ q).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_other_number_of_calls_raises() -> None:
+    register_attention(Own, num_heads="n_heads", head_axis=0)
+    model = get_peft_model(nn.Sequential(Own(calls=2)), CoeffConfig())
+    with pytest.raises(AdapterNotAppliedError, match=r"Own must call .* 1 time\(s\).* it did 2 time\(s\)"):
+        model(torch.randn(2, 5, 21))
+
+
+def test_what_cannot_be_registered_or_served() -> None:
+    register_attention(Own, num_heads="n_heads", head_axis=0)
+    with pytest.raises(UnsupportedModelError, match="register_attention"):
+        get_peft_model(nn.Sequential(Changed()), CoeffConfig())
+    with pytest.raises(TypeError, match="Heir must have a forward of its own"):
+        register_attention(Heir)
+    with pytest.raises(TypeError, match="must be a class of torch modules; got 3"):
+        register_attention(3)  # type: ignore[arg-type]
+    register_attention(Own, num_heads="heads")
+    with pytest.raises(UnsupportedModelError, match="attribute 'heads'; got None"):
+        get_peft_model(nn.Sequential(Own()), CoeffConfig())
