@@ -22,6 +22,27 @@ struct Team {
   }
 };
 
+// Make scores [key][lane] probabilities.
+OWN_REGISTERS inline void probabilities(float* scores, int keys, int64_t lanes, const float* lse) {
+  for (int64_t lane = 0; lane < lanes; lane += VL) {
+    const Vec origin = load(lse + lane);
+    for (int key = 0; key < keys; key++) {
+      float* at = scores + key * lanes + lane;
+      store(at, exp_negative(load(at) - origin));
+    }
+  }
+}
+
+// Make the gradient of a map that of its scores, given the sum of map times gradient over all keys.
+OWN_REGISTERS inline void softmax_backward(const float* map, const float* row_sum, int keys, int64_t lanes, float scale,
+                                           float* grad) {
+  for (int key = 0; key < keys; key++)
+    for (int64_t lane = 0; lane < lanes; lane += VL) {
+      const int64_t at = key * lanes + lane;
+      store(grad + at, load(map + at) * (load(grad + at) - load(row_sum + lane)) * scale);
+    }
+}
+
 struct Backward {
   const Problem& p;
   const Team team;
@@ -112,13 +133,7 @@ struct Backward {
     product<false>(keys, block.lanes, p.key_size, p.key.at(block.item, p.kv_head(h), tile * KEYS), p.key.position, 1,
                    queries + h * p.key_size * block.lanes, block.lanes, map, block.lanes);
     if (kind == Bias::ADD) add(map, bias, keys * block.lanes);
-    for (int64_t lane = 0; lane < block.lanes; lane += VL) {
-      const Vec origin = load(lse + h * block.lanes + lane);
-      for (int key = 0; key < keys; key++) {
-        float* at = map + key * block.lanes + lane;
-        store(at, exp_negative(load(at) - origin));
-      }
-    }
+    probabilities(map, keys, block.lanes, lse + h * block.lanes);
   }
 
   void sum_dcoeff(const Block& block) {
@@ -144,17 +159,17 @@ struct Backward {
     const int keys = block.tile_keys(tile);
     const int64_t first = tile * KEYS, lanes = block.lanes, step = p.tile_step();
     if (p.dvalue.data) {
-      mix(coeff_t, p.heads, of_tile(maps, tile, 0), step, nullptr, keys, lanes, mixed);
+      mix(coeff_t, {of_tile(maps, tile, 0), p.heads, step, lanes, nullptr}, keys, mixed);
       for (int64_t h = 0; h < p.heads; h++)
         product<true>(keys, p.value_size, block.count, mixed + h * step, lanes, 1,
                       p.dout.at(block.item, h, block.first), p.dout.position,
                       p.dvalue.at(block.item, p.kv_head(h), first), p.dvalue.position);
     }
     if (!needs_scores) return;
-    mix(coeff, p.heads, of_tile(dmixed, tile, 0), step, nullptr, keys, lanes, mixed);
+    mix(coeff, {of_tile(dmixed, tile, 0), p.heads, step, lanes, nullptr}, keys, mixed);
     for (int64_t h = 0; h < p.heads; h++) {
       float* dscores = mixed + h * step;
-      softmax_backward(of_tile(maps, tile, h), rows + h * lanes, keys, lanes, dscores);
+      softmax_backward(of_tile(maps, tile, h), rows + h * lanes, keys, lanes, p.scale, dscores);
       if (p.dquery.data)
         product<true>(block.count, p.key_size, keys, dscores, 1, lanes, p.key.at(block.item, p.kv_head(h), first),
                       p.key.position, dquery + h * p.block_queries * p.key_size, p.key_size);
@@ -162,14 +177,6 @@ struct Backward {
         product<true>(keys, p.key_size, block.count, dscores, lanes, 1, p.query.at(block.item, h, block.first),
                       p.query.position, p.dkey.at(block.item, p.kv_head(h), first), p.dkey.position);
     }
-  }
-
-  void softmax_backward(const float* map, const float* row, int keys, int64_t lanes, float* grad) {
-    for (int key = 0; key < keys; key++)
-      for (int64_t lane = 0; lane < lanes; lane += VL) {
-        const int64_t at = key * lanes + lane;
-        store(grad + at, load(map + at) * (load(grad + at) - load(row + lane)) * p.scale);
-      }
   }
 
   // Add up the parts of the team, and write them; each member some heads.

@@ -8,6 +8,26 @@
 #include "masking.h"
 #include "mixing.h"
 
+// Make scores [key][lane] their exponentials, shifted by the largest of each query so far, and add these up.
+OWN_REGISTERS inline void exponentials(float* scores, int keys, int64_t lanes, float* peak, float* tile_peak,
+                                       float* total) {
+  for (int64_t lane = 0; lane < lanes; lane += VL) {
+    const Vec before = load(peak + lane);
+    Vec now = before;
+    for (int key = 0; key < keys; key++) now = max(now, load(scores + key * lanes + lane));
+    const Vec origin = now > -INFINITY ? now : Vec{};  // nothing seen so far
+    Vec sum = load(total + lane) * exp_negative(before - origin);
+    for (int key = 0; key < keys; key++) {
+      const Vec e = exp_negative(load(scores + key * lanes + lane) - origin);
+      store(scores + key * lanes + lane, e);
+      sum += e;
+    }
+    store(peak + lane, now);
+    store(tile_peak + lane, now);
+    store(total + lane, sum);
+  }
+}
+
 struct Forward {
   const Problem& p;
   float *panel, *bias, *maps, *peaks, *peak, *total, *weight, *mixed, *sums, *coeff_t, *is_seen;
@@ -42,7 +62,7 @@ struct Forward {
       std::fill_n(peak + h * block.lanes, block.lanes, -INFINITY);
       std::fill_n(total + h * block.lanes, block.lanes, 0.0f);
       transpose(p.query, block, h, p.key_size, p.scale, panel);
-      for (int64_t tile = 0; tile < block.tiles; tile++) exponentials(block, h, tile);
+      for (int64_t tile = 0; tile < block.tiles; tile++) fill(block, h, tile);
       finish(block, h);
     }
     const float* coeff = p.coeff + block.item * p.coeff_batch;
@@ -59,7 +79,7 @@ struct Forward {
     return peaks + (tile * p.heads + head) * block.lanes;
   }
 
-  void exponentials(const Block& block, int64_t h, int64_t tile) {
+  void fill(const Block& block, int64_t h, int64_t tile) {
     const int keys = block.tile_keys(tile);
     const int64_t first = tile * KEYS;
     float* scores = tile_maps(tile, h);
@@ -74,21 +94,7 @@ struct Forward {
     product<false>(keys, block.lanes, p.key_size, p.key.at(block.item, p.kv_head(h), first), p.key.position, 1, panel,
                    block.lanes, scores, block.lanes);
     if (kind == Bias::ADD) add(scores, bias, keys * block.lanes);
-    for (int64_t lane = 0; lane < block.lanes; lane += VL) {
-      const Vec before = load(peak + h * block.lanes + lane);
-      Vec now = before;
-      for (int key = 0; key < keys; key++) now = max(now, load(scores + key * block.lanes + lane));
-      const Vec origin = now > -INFINITY ? now : Vec{};  // nothing seen so far
-      Vec sum = load(total + h * block.lanes + lane) * exp_negative(before - origin);
-      for (int key = 0; key < keys; key++) {
-        const Vec e = exp_negative(load(scores + key * block.lanes + lane) - origin);
-        store(scores + key * block.lanes + lane, e);
-        sum += e;
-      }
-      store(peak + h * block.lanes + lane, now);
-      store(tile_peak + lane, now);
-      store(total + h * block.lanes + lane, sum);
-    }
+    exponentials(scores, keys, block.lanes, peak + h * block.lanes, tile_peak, total + h * block.lanes);
   }
 
   // Turn totals into their inverses, and keep the log-sum-exp.
@@ -110,7 +116,7 @@ struct Forward {
       const Vec shift = load(tile_peaks(block, tile, 0) + n) - load(peak + n);
       store(weight + n, exp_negative(shift) * load(total + n));
     }
-    mix(coeff_t, p.heads, tile_maps(tile, 0), p.tile_step(), weight, keys, block.lanes, mixed);
+    mix(coeff_t, {tile_maps(tile, 0), p.heads, p.tile_step(), block.lanes, weight}, keys, mixed);
     for (int64_t h = 0; h < p.heads; h++) {
       const float* values = p.value.at(block.item, p.kv_head(h), tile * KEYS);
       float* sum = sums + h * p.block_queries * p.value_size;

@@ -10,8 +10,8 @@ constexpr int GRAM_KEYS = 16;
 
 // One register tile: M heads of `left` and N heads of `right`, one vector of queries.
 template <int M, int N>
-inline __attribute__((always_inline)) void gram_tile(const float* left, const float* right, int64_t step, int keys,
-                                                     int64_t lanes, float* gram, int64_t heads) {
+OWN_REGISTERS void gram_tile(const float* left, const float* right, int64_t step, int keys, int64_t lanes, float* gram,
+                             int64_t heads) {
   Vec sum[M][N];
   for (int m = 0; m < M; m++)
     for (int n = 0; n < N; n++) sum[m][n] = load(gram + (m * heads + n) * lanes);

@@ -11,7 +11,7 @@ inline int even_part(int64_t rows, int64_t parts) { return static_cast<int>((row
 
 // One register tile: c[m][n] (+)= sum_k a[m * am + k * ak] * b[k * ldb + n], m < M, n < N * VL.
 template <int M, int N, bool ADD>
-inline __attribute__((always_inline)) void product_tile(
+OWN_REGISTERS void product_tile(
     const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc, int depth) {
   Vec sum[M][N];
   for (int m = 0; m < M; m++)

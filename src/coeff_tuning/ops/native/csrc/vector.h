@@ -15,6 +15,9 @@ constexpr int VL = 4, REGISTERS = 32;
 typedef float Vec __attribute__((vector_size(VL * 4)));
 typedef int32_t IntVec __attribute__((vector_size(VL * 4)));
 
+// For functions that keep a tile in registers: inside a larger function, the compiler would spill them to memory.
+#define OWN_REGISTERS __attribute__((noinline))
+
 inline Vec load(const float* from) {
   Vec value;
   std::memcpy(&value, from, sizeof value);
