@@ -11,7 +11,6 @@ from torch.nn.functional import pad
 
 from coeff_tuning.ops.native.library import BOOL_MASK, FLOAT_MASK, Heads, Mask, Problem, load_library
 
-
 # A multiple of every vector length. The backward pass adds to the gradients of key and value once for each block, and
 # was fastest with large ones at every size measured.
 _MOST_QUERIES = 96
