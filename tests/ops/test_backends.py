@@ -110,7 +110,7 @@ def test_half_precision_is_as_good_as_the_reference(
 ) -> None:
     inputs, _ = as_served(backend, NAMED[name].inputs(dtype, coeff_dtype))
     exact_inputs = {
-        key: x.detach().double().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x
+        key: x.detach().double().requires_grad_(x.requires_grad) if torch.is_tensor(x) and x.is_floating_point() else x
         for key, x in inputs.items()
     }
     exact = run(exact_inputs, backend="reference")
@@ -140,7 +140,7 @@ def test_fully_masked_query_gives_zeros(backend: str, mask: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("sizes", [(0, 7), (5, 0), (0, 0)])
-@pytest.mark.parametrize("backend", [name for name in ("reference", *MIXING) if name != "native"])
+@pytest.mark.parametrize("backend", [name for name in ("reference", *MIXING) if name not in ("native", "decode")])
 def test_no_positions(backend: str, sizes: tuple[int, int]) -> None:
     results = run(Case("empty", length=sizes[0], source=sizes[1]).inputs(), backend=backend)
     assert results["out"].shape == (2, 3, sizes[0], 13)
@@ -151,7 +151,7 @@ def test_no_positions(backend: str, sizes: tuple[int, int]) -> None:
 def test_padding_in_float_minimum_is_not_infinity(backend: str) -> None:
     inputs = NAMED["float (B, H, L, S)"].inputs(torch.float32)
     inputs, _ = as_served(backend, inputs)
-    inputs["attn_mask"] = torch.full((5, 7), torch.finfo(torch.float32).min)
+    inputs["attn_mask"] = torch.full((1, 7), torch.finfo(torch.float32).min)
     actual = run(inputs, backend=backend)
     assert_same(actual, run(inputs, backend="reference"), torch.float32)
     mean = coeff_attention(**inputs | {"attn_mask": None, "scale": 0.0}, backend="reference")

@@ -102,10 +102,10 @@ def test_opcheck(name: str) -> None:
     torch.library.opcheck(torch.ops.coeff_tuning.native_attention, arguments)
     *plain, is_causal, scale = (a.detach() if torch.is_tensor(a) else a for a in arguments)
     grad = torch.randn(case.batch, case.heads, case.length, case.value_size)
-    _, lse = torch.ops.coeff_tuning.native_attention(*plain, is_causal, scale)
+    _, stats = torch.ops.coeff_tuning.native_attention(*plain, is_causal, scale)
     backward = torch.ops.coeff_tuning.native_attention_backward
     for needs in ([True] * 4, [False, True, False, True]):
-        torch.library.opcheck(backward, (grad, *plain, lse, is_causal, scale, needs))
+        torch.library.opcheck(backward, (grad, *plain, stats, is_causal, scale, needs))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -68,13 +68,13 @@ def _attention_backward(
     value: Tensor,
     coeff: Tensor,
     mask: Tensor | None,
-    lse: Tensor,
+    stats: Tensor,
     is_causal: bool,
     scale: float,
     needs: list[bool],
 ) -> list[Tensor]:
     with without_autocast("cpu"):
-        return backward(grad, Call(query, key, value, coeff, mask, is_causal, scale), lse, Needs(*needs))
+        return backward(grad, Call(query, key, value, coeff, mask, is_causal, scale), stats, Needs(*needs))
 
 
 @_attention.register_fake

@@ -38,10 +38,10 @@ class Needs(NamedTuple):
 
 
 def empty_results(call: Call) -> tuple[Tensor, Tensor]:
-    """Uninitialised `(B, H, L, Ev)`, positions before heads in memory, and log-sum-exps `(B, H, L)` in float32."""
+    """Uninitialised `(B, H, L, Ev)`, positions before heads in memory, and `(2, B, H, L)` in float32."""
     batch, heads, length, _ = call.query.shape
     out = call.query.new_empty((batch, length, heads, call.value.shape[-1])).transpose(1, 2)
-    return out, call.query.new_empty((batch, heads, length), dtype=torch.float32)
+    return out, call.query.new_empty((2, batch, heads, length), dtype=torch.float32)
 
 
 def empty_gradients(call: Call, needs: Needs) -> list[Tensor]:
@@ -57,28 +57,29 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
         call: arguments of the op.
 
     Returns:
-        `(B, H, L, Ev)` in the dtype of `query`, and the log-sum-exps of the scores, `(B, H, L)` in float32: +inf for a
-        query with nothing to attend to.
+        `(B, H, L, Ev)` in the dtype of `query`, and what the backward pass needs, `(2, B, H, L)` in float32: the
+        largest score m of each query, and `1 / sum(exp(score - m))`, or 0 for a query with nothing to attend to. (A
+        log-sum-exp would lose the sum beside a score of -1e38.)
     """
     library, _ = load_library()
-    out, lse = empty_results(call)
+    out, stats = empty_results(call)
     inputs = _Inputs(call, library.coeff_lanes())
     result = out if inputs.fits(out) else _like(inputs.query, inputs.value.shape[-1])
     problem = inputs.problem(_forward_queries(call.query.shape[1], call.key.shape[2]))
-    problem.out, problem.lse = Heads.of(result), lse.data_ptr()
+    problem.out, problem.stats = Heads.of(result), stats.data_ptr()
     _launch(problem, library.coeff_forward_floats, library.coeff_forward)
     if result is not out:
         out.copy_(result[..., : out.shape[-1]])
-    return out, lse
+    return out, stats
 
 
-def backward(grad: Tensor, call: Call, lse: Tensor, needs: Needs) -> list[Tensor]:
+def backward(grad: Tensor, call: Call, stats: Tensor, needs: Needs) -> list[Tensor]:
     """Gradients of `forward`; the maps are computed again.
 
     Args:
         grad: of the output, `(B, H, L, Ev)`.
         call: arguments of the forward.
-        lse: the second result of the forward.
+        stats: the second result of the forward.
         needs: which gradients to compute.
 
     Returns:
@@ -92,7 +93,7 @@ def backward(grad: Tensor, call: Call, lse: Tensor, needs: Needs) -> list[Tensor
     dvalue = torch.zeros_like(inputs.value, memory_format=torch.contiguous_format) if needs.value else None
     problem = inputs.problem(_MOST_QUERIES)
     dcoeff = torch.zeros(problem.threads, *call.coeff.shape) if needs.coeff else None
-    problem.dout, problem.lse = Heads.of(dout), lse.data_ptr()
+    problem.dout, problem.stats = Heads.of(dout), stats.data_ptr()
     problem.dquery, problem.dkey, problem.dvalue = (Heads.of(x) for x in (dquery, dkey, dvalue))
     problem.dcoeff = None if dcoeff is None else dcoeff.data_ptr()
     _launch(problem, library.coeff_backward_floats, library.coeff_backward)

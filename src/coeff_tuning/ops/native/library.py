@@ -67,7 +67,7 @@ class Problem(ctypes.Structure):
         *((name, Heads) for name in ("query", "key", "value", "out", "dout", "dquery", "dkey", "dvalue")),
         ("coeff", ctypes.c_void_p),
         ("coeff_batch", ctypes.c_int64),
-        ("lse", ctypes.c_void_p),
+        ("stats", ctypes.c_void_p),
         ("dcoeff", ctypes.c_void_p),
         ("mask", Mask),
         ("is_causal", ctypes.c_int64),

@@ -1,6 +1,6 @@
-// Backward pass. The maps P are computed again from the log-sum-exp. For a block of queries, over its tiles of keys:
+// Backward pass. The maps P are computed again from the largest score and the sum of each query. For a block of queries, over its tiles of keys:
 //
-//   first:   P = exp(scores - lse),  dM[h] = dout[h] @ value[h]^T,  G[h, i] += sum over keys of dM[h] * P[i]
+//   first:   P = exp(scores - m) / l,  dM[h] = dout[h] @ value[h]^T,  G[h, i] += sum over keys of dM[h] * P[i]
 //   then:    dcoeff[h, i] += sum over queries of G[h, i],  D[i] = sum_h coeff[h, i] * G[h, i]
 //   second:  dvalue[h] += (sum_i coeff[h, i] P[i])^T @ dout[h]
 //            dS[i] = scale * P[i] * (sum_h coeff[h, i] dM[h] - D[i]),  dquery += dS @ key,  dkey += dS^T @ query
@@ -23,12 +23,13 @@ struct Team {
 };
 
 // Make scores [key][lane] probabilities.
-OWN_REGISTERS inline void probabilities(float* scores, int keys, int64_t lanes, const float* lse) {
+OWN_REGISTERS inline void probabilities(float* scores, int keys, int64_t lanes, const float* peak,
+                                        const float* inverse) {
   for (int64_t lane = 0; lane < lanes; lane += VL) {
-    const Vec origin = load(lse + lane);
+    const Vec origin = load(peak + lane), factor = load(inverse + lane);
     for (int key = 0; key < keys; key++) {
       float* at = scores + key * lanes + lane;
-      store(at, exp_negative(load(at) - origin));
+      store(at, exp_negative(load(at) - origin) * factor);
     }
   }
 }
@@ -47,13 +48,13 @@ struct Backward {
   const Problem& p;
   const Team team;
   const int64_t thread;
-  float *queries, *douts, *bias, *maps, *dmixed, *mixed, *gram, *rows, *lse, *dquery, *coeff_t;
+  float *queries, *douts, *bias, *maps, *dmixed, *mixed, *gram, *rows, *peak, *inverse, *dquery, *coeff_t;
   bool needs_scores;
 
   static int64_t floats(const Problem& p) {
     const int64_t rows = p.heads * p.block_queries, tile = p.heads * p.tile_step();
-    return rows * (p.key_size * 2 + p.value_size + 2 + p.heads) + p.tile_step() + 2 * p.tiles() * tile + tile +
-           p.heads * p.heads + 11 * 16;
+    return rows * (p.key_size * 2 + p.value_size + 3 + p.heads) + p.tile_step() + 2 * p.tiles() * tile + tile +
+           p.heads * p.heads + 12 * 16;
   }
 
   Backward(const Problem& p, Team team, int64_t thread, float* memory) : p(p), team(team), thread(thread) {
@@ -66,7 +67,8 @@ struct Backward {
     bias = arena.take(p.tile_step());
     mixed = arena.take(tile);
     rows = arena.take(rows_count);
-    lse = arena.take(rows_count);
+    peak = arena.take(rows_count);
+    inverse = arena.take(rows_count);
     coeff_t = arena.take(p.heads * p.heads);
     maps = arena.take(p.tiles() * tile);
     dmixed = arena.take(p.tiles() * tile);
@@ -104,9 +106,11 @@ struct Backward {
     for (int64_t h = 0; h < p.heads; h++) {
       transpose(p.query, block, h, p.key_size, p.scale, queries + h * p.key_size * block.lanes);
       transpose(p.dout, block, h, p.value_size, 1.0f, douts + h * p.value_size * block.lanes);
-      const float* from = p.lse + (block.item * p.heads + h) * p.queries + block.first;
-      for (int64_t lane = 0; lane < block.lanes; lane++)
-        lse[h * block.lanes + lane] = lane < block.count ? from[lane] : INFINITY;
+      for (int64_t lane = 0; lane < block.lanes; lane++) {
+        const bool is_query = lane < block.count;
+        peak[h * block.lanes + lane] = is_query ? *p.peak(block.item, h, block.first + lane) : 0.0f;
+        inverse[h * block.lanes + lane] = is_query ? *p.inverse(block.item, h, block.first + lane) : 0.0f;
+      }
     }
   }
 
@@ -133,7 +137,7 @@ struct Backward {
     product<false>(keys, block.lanes, p.key_size, p.key.at(block.item, p.kv_head(h), tile * KEYS), p.key.position, 1,
                    queries + h * p.key_size * block.lanes, block.lanes, map, block.lanes);
     if (kind == Bias::ADD) add(map, bias, keys * block.lanes);
-    probabilities(map, keys, block.lanes, lse + h * block.lanes);
+    probabilities(map, keys, block.lanes, peak + h * block.lanes, inverse + h * block.lanes);
   }
 
   void sum_dcoeff(const Block& block) {

@@ -97,16 +97,16 @@ struct Forward {
     exponentials(scores, keys, block.lanes, peak + h * block.lanes, tile_peak, total + h * block.lanes);
   }
 
-  // Turn totals into their inverses, and keep the log-sum-exp.
+  // Turn totals into their inverses, and keep what the backward pass needs.
   void finish(const Block& block, int64_t h) {
     for (int64_t lane = 0; lane < block.lanes; lane++) {
-      float& sum = total[h * block.lanes + lane];
-      const bool is_dead = !(sum > 0.0f);
-      if (p.lse && lane < block.count)
-        p.lse[(block.item * p.heads + h) * p.queries + block.first + lane] =
-            is_dead ? INFINITY : peak[h * block.lanes + lane] + std::log(sum);
-      if (is_dead) peak[h * block.lanes + lane] = 0.0f;
+      float &sum = total[h * block.lanes + lane], &most = peak[h * block.lanes + lane];
+      const bool is_dead = sum == 0.0f;
+      if (is_dead) most = 0.0f;
       sum = is_dead ? 0.0f : 1.0f / sum;
+      if (lane >= block.count) continue;
+      *p.peak(block.item, h, block.first + lane) = most;
+      *p.inverse(block.item, h, block.first + lane) = sum;
     }
   }
 

@@ -28,7 +28,7 @@ struct Problem {
   Heads dout, dquery, dkey, dvalue;
   float* coeff;    // (H, H) or (B, H, H)
   int64_t coeff_batch;
-  float* lse;      // (B, H, L): log-sum-exp of the scores; +inf where there is nothing to attend to
+  float* stats;    // (2, B, H, L): largest score m of a query, and 1 / sum of exp(score - m) or 0 without any key
   float* dcoeff;   // (threads, B or 1, H, H), added to
   Mask mask;
   int64_t is_causal, threads;
@@ -38,6 +38,13 @@ struct Problem {
   int64_t workspace_floats;  // of one thread
 
   int64_t kv_head(int64_t head) const { return head / (heads / kv_heads); }
+
+  float* peak(int64_t item, int64_t head, int64_t query) const {
+    return stats + (item * heads + head) * queries + query;
+  }
+  float* inverse(int64_t item, int64_t head, int64_t query) const {
+    return peak(item, head, query) + batch * heads * queries;
+  }
 
   int64_t blocks() const { return (queries + block_queries - 1) / block_queries; }
   int64_t tiles() const { return (keys + KEYS - 1) / KEYS; }
