@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from coeff_tuning.ops import chunked, reference, sdpa
+from coeff_tuning.ops import chunked, reference, sdpa, triton
 from coeff_tuning.ops.registry import Backend, list_backends, register_backend, select_backend
 from coeff_tuning.ops.request import Request
 
 __all__ = ["Backend", "Request", "list_backends", "register_backend", "select_backend"]
 
-for _backend in (sdpa.BACKEND, chunked.BACKEND, reference.BACKEND):
+for _backend in (sdpa.BACKEND, triton.BACKEND, chunked.BACKEND, reference.BACKEND):
     register_backend(_backend)
