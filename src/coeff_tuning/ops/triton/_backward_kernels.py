@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from coeff_tuning.ops.triton._tiles import (
+    add_product,
     find_program,
     gradient_positions,
     key_positions,
@@ -66,7 +67,7 @@ def delta_kernel(
 
 @triton.jit
 def add_coeff_gradient(sums, dmixed, tile, plan: tl.constexpr):
-    """Add `dmixed @ maps.T` over all entries of a tile; in parts, where the product alone is too small for all warps."""
+    """Add `dmixed @ maps.T` over all entries of a tile; in parts where one product is too small for all warps."""
     if plan.mix_parts == 1:
         left = tl.reshape(dmixed, (plan.mix_size, plan.mix_columns))
         right = tl.reshape(tile, (plan.mix_size, plan.mix_columns))
@@ -137,7 +138,7 @@ def query_gradient_kernel(
         )  # fmt: skip
         keys = key_positions(first, start, source, plan.outputs, plan)
         operand = load(key, batch, keys, 0, plan.head_padded, plan.head_size)
-        total = tl.dot(tile.to(operand.dtype), operand, total, input_precision=plan.precision)
+        total = add_product(total, tile, operand, plan)
     rows = query_positions(first, row_start, length, plan.outputs, plan)
     store(dquery, batch, rows, scale * total, plan.head_padded, plan.head_size)
 
@@ -171,16 +172,13 @@ def key_gradient_kernel(
         )  # fmt: skip
         rows = query_positions(first, start, length, plan.outputs, plan)
         operand = load(query, batch, rows, 0, plan.head_padded, plan.head_size)
-        left = tl.permute(tile.to(operand.dtype), (0, 2, 1))
-        total = tl.dot(left, operand, total, input_precision=plan.precision)
+        total = add_product(total, tl.permute(tile, (0, 2, 1)), operand, plan)
     bundles = gradient_positions(first, key_start, source, plan.outputs, plan)
     store(dkey, batch, bundles, scale * total, plan.head_padded, plan.head_size)
 
 
 @triton.jit
-def value_gradient_kernel(
-    query, key, coeff, mask, statistics, grad, dvalue, length, source, scale, plan: tl.constexpr
-):
+def value_gradient_kernel(query, key, coeff, mask, statistics, grad, dvalue, length, source, scale, plan: tl.constexpr):
     """Write `dvalue` of one block of keys."""
     block, first, batch = find_program(tl.cdiv(source, plan.keys), plan)
     key_start = block * plan.keys
@@ -190,14 +188,10 @@ def value_gradient_kernel(
     begin = key_start // plan.queries * plan.queries if plan.is_causal else 0
     for start in range(begin, length, plan.queries):
         all_rows = query_positions(0, start, length, plan.bundles, plan)
-        tile = maps(
-            query, key, mask, statistics, batch, all_rows, all_keys, length, source, scale, plan.bundles, plan
-        )
+        tile = maps(query, key, mask, statistics, batch, all_rows, all_keys, length, source, scale, plan.bundles, plan)
         mixed = mix(mixer, tile, plan.outputs, plan)
         rows = query_positions(first, start, length, plan.outputs, plan)
         operand = load(grad, batch, rows, 0, plan.value_padded, plan.value_size)
-        left = tl.permute(mixed.to(operand.dtype), (0, 2, 1))
-        total = tl.dot(left, operand, total, input_precision=plan.precision)
+        total = add_product(total, tl.permute(mixed, (0, 2, 1)), operand, plan)
     bundles = gradient_positions(first, key_start, source, plan.outputs, plan)
     store(dvalue, batch, bundles, total, plan.value_padded, plan.value_size)
-

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from coeff_tuning.ops.triton._tiles import (
+    add_product,
     find_program,
     key_positions,
     load,
@@ -58,12 +59,10 @@ def output_kernel(query, key, value, coeff, mask, statistics, out, length, sourc
     stop = tl.minimum(source, (block + 1) * plan.queries) if plan.is_causal else source
     for start in range(0, stop, plan.keys):
         all_keys = key_positions(0, start, source, plan.bundles, plan)
-        tile = maps(
-            query, key, mask, statistics, batch, all_rows, all_keys, length, source, scale, plan.bundles, plan
-        )
+        tile = maps(query, key, mask, statistics, batch, all_rows, all_keys, length, source, scale, plan.bundles, plan)
         mixed = mix(mixer, tile, plan.outputs, plan)
         keys = key_positions(first, start, source, plan.outputs, plan)
         values = load(value, batch, keys, 0, plan.value_padded, plan.value_size)
-        total = tl.dot(mixed.to(values.dtype), values, total, input_precision=plan.precision)
+        total = add_product(total, mixed, values, plan)
     rows = query_positions(first, block * plan.queries, length, plan.outputs, plan)
     store(out, batch, rows, total, plan.value_padded, plan.value_size)

@@ -42,13 +42,13 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     return out, statistics
 
 
-def backward(grad: Tensor, call: Call, statistics: Tensor, needs: Needs) -> Gradients:
+def backward(grad: Tensor, statistics: Tensor, call: Call, needs: Needs) -> Gradients:
     """Gradients of `forward`; the maps are computed again, tile by tile.
 
     Args:
         grad: of the output, `(B, H, L, Ev)`.
-        call: arguments of the forward.
         statistics: those of the forward.
+        call: arguments of the forward.
         needs: which gradients to compute; not that of the mask.
 
     Returns:

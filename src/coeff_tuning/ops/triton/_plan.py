@@ -50,8 +50,7 @@ class Plan:
         is_causal: query `i` sees keys `0..i`.
         mask: dtype of the mask, "bool" or "float"; "" for none.
         mask_per_head: heads have masks of their own.
-        precision: of products with inputs.
-        mix_precision: of products with coefficients, whose operands are in float32.
+        is_single: inputs are in float32.
     """
 
     task: Task
@@ -69,8 +68,12 @@ class Plan:
     is_causal: bool
     mask: str
     mask_per_head: bool
-    precision: str
-    mix_precision: str
+    is_single: bool
+
+    @property
+    def mix_precision(self) -> str:
+        """Precision of products with coefficients, whose operands are always in float32."""
+        return "ieee" if self.is_single else "tf32x3"
 
     @property
     def heads(self) -> int:
@@ -158,8 +161,7 @@ def make_plan(
         is_causal=is_causal,
         mask="" if mask is None else "bool" if mask.dtype == torch.bool else "float",
         mask_per_head=mask is not None and mask.shape[1] > 1,
-        precision="ieee" if is_single else "tf32",
-        mix_precision="ieee" if is_single else "tf32x3",
+        is_single=is_single,
     )
 
 

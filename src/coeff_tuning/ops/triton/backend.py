@@ -83,7 +83,7 @@ def _inspect(device_type: str, index: int | None) -> tuple[str, int]:
     if capability < _OLDEST_CAPABILITY:
         needed = "{}.{}".format(*_OLDEST_CAPABILITY)
         return "needs a GPU of compute capability {} or higher, got {}.{}.".format(needed, *capability), 0
-    return "", torch.cuda.get_device_properties(index).shared_memory_per_block_optin // 1024
+    return "", torch.cuda.get_device_properties(index).shared_memory_per_block_optin // 1024  # type: ignore[attr-defined]
 
 
 def triton_attention(request: Request) -> Tensor:
@@ -98,7 +98,7 @@ def triton_attention(request: Request) -> Tensor:
     Cost: `2*B*H*L*S*(2*E + H + Ev)` FLOPs forward and about 3.5 times that backward; half of it if causal. Beside
     inputs, outputs and gradients it holds 3 numbers per row, and `H*H` per 8 to 32 queries in the backward pass.
     """
-    out, _ = _attention(
+    out: Tensor = _attention(
         request.query,
         request.key,
         request.value,
@@ -106,7 +106,7 @@ def triton_attention(request: Request) -> Tensor:
         request.attn_mask,
         request.is_causal,
         request.scale,
-    )
+    )[0]
     return out
 
 
@@ -129,12 +129,12 @@ def _attention(
 @torch.library.custom_op("coeff_tuning::triton_attention_backward", mutates_args=())
 def _attention_backward(
     grad: Tensor,
+    statistics: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     coeff: Tensor | None,
     mask: Tensor | None,
-    statistics: Tensor,
     is_causal: bool,
     scale: float,
     needs: list[bool],
@@ -143,7 +143,7 @@ def _attention_backward(
 
     call = _call(query, key, value, coeff, mask, is_causal, scale)
     with without_autocast(query.device.type):
-        gradients = backward(grad, call, statistics, Needs(*needs, mask=False))
+        gradients = backward(grad, statistics, call, _needs(needs))
     return [gradient for gradient in gradients if gradient is not None]
 
 
@@ -159,6 +159,11 @@ def _call(
     return Call(query, key, value, coeff, mask, None, 0.0, is_causal, scale)
 
 
+def _needs(needs: list[bool]) -> Needs:
+    query, key, value, coeff = needs
+    return Needs(query, key, value, coeff, mask=False)
+
+
 @_attention.register_fake
 def _attention_fake(*args: Any) -> tuple[Tensor, Tensor]:
     call = _call(*args)
@@ -166,15 +171,15 @@ def _attention_fake(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 @_attention_backward.register_fake
-def _attention_backward_fake(grad: Tensor, *args: Any) -> list[Tensor]:
-    *inputs, _, is_causal, scale, needs = args
-    gradients = empty_gradients(_call(*inputs, is_causal, scale), Needs(*needs, mask=False))
+def _attention_backward_fake(grad: Tensor, statistics: Tensor, *args: Any) -> list[Tensor]:
+    *call, needs = args
+    gradients = empty_gradients(_call(*call), _needs(needs))
     return [gradient for gradient in gradients if gradient is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*inputs[:5], output[1])
+    ctx.save_for_backward(output[1], *inputs[:5])
     ctx.options = inputs[5:]
 
 
