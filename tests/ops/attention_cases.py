@@ -159,3 +159,22 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], dtype: t
     for name, tensor in expected.items():
         assert tensor.isfinite().all(), name
         torch.testing.assert_close(actual[name], tensor, atol=atol, rtol=rtol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_as_exact_as_reference(backend: str, inputs: dict[str, Any]) -> None:
+    """Outputs and gradients are at most twice as far from the reference in float64 as that in the dtype of inputs."""
+    dtype, device = inputs["query"].dtype, inputs["query"].device
+    exact_inputs = {
+        name: x.detach().double().requires_grad_(x.requires_grad) if torch.is_tensor(x) and x.is_floating_point() else x
+        for name, x in inputs.items()
+    }
+    shape = coeff_attention(**inputs, backend="reference").shape
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(7), device="cpu").to(device, dtype)
+    exact = run(exact_inputs, grad.double(), backend="reference")
+    actual, plain = run(inputs, grad, backend=backend), run(inputs, grad, backend="reference")
+    for name, tensor in exact.items():
+        assert actual[name].dtype == (inputs[name].dtype if name in inputs else dtype)
+        assert actual[name].isfinite().all(), name
+        error, allowed = (actual[name] - tensor).abs().max(), 2 * (plain[name] - tensor).abs().max()
+        summation = 8 * torch.finfo(torch.float32).eps * tensor.abs().max()  # float32 sums in another order
+        assert error <= allowed + summation, f"{name}: {error} > {allowed} + {summation}"

@@ -9,9 +9,19 @@ from coeff_tuning.functional import coeff_attention
 from coeff_tuning.ops import list_backends
 from coeff_tuning.ops._chunked_kernel import Call, Needs, backward, forward
 from coeff_tuning.ops.canonical import make_request
-from tests.ops.attention_cases import CASES, NAMED, Case, as_served, assert_same, differentiable, run
+from tests.ops.attention_cases import (
+    CASES,
+    NAMED,
+    Case,
+    as_served,
+    assert_as_exact_as_reference,
+    assert_same,
+    differentiable,
+    run,
+)
 
-MIXING = [name for name in list_backends() if name not in ("sdpa", "reference")]
+# Triton needs a GPU, or its interpreter: see the tests in the folder of this name.
+MIXING = [name for name in list_backends() if name not in ("sdpa", "triton", "reference")]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -108,20 +118,7 @@ def test_one_gradient_alone(backend: str, wanted: str) -> None:
 def test_half_precision_is_as_good_as_the_reference(
     backend: str, name: str, dtype: torch.dtype, coeff_dtype: torch.dtype | None
 ) -> None:
-    inputs, _ = as_served(backend, NAMED[name].inputs(dtype, coeff_dtype))
-    exact_inputs = {
-        key: x.detach().double().requires_grad_(x.requires_grad) if torch.is_tensor(x) and x.is_floating_point() else x
-        for key, x in inputs.items()
-    }
-    exact = run(exact_inputs, backend="reference")
-    grad = torch.randn(exact["out"].shape, generator=torch.Generator().manual_seed(7)).to(dtype)
-    exact = run(exact_inputs, grad.double(), backend="reference")
-    actual, plain = run(inputs, grad, backend=backend), run(inputs, grad, backend="reference")
-    for key, tensor in exact.items():
-        assert actual[key].dtype == (inputs[key].dtype if key in inputs else dtype)
-        error, allowed = (actual[key] - tensor).abs().max(), 2 * (plain[key] - tensor).abs().max()
-        summation = 8 * torch.finfo(torch.float32).eps * tensor.abs().max()  # float32 sums in another order
-        assert error <= allowed + summation, f"{key}: {error} > {allowed}"
+    assert_as_exact_as_reference(backend, as_served(backend, NAMED[name].inputs(dtype, coeff_dtype))[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

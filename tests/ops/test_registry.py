@@ -22,11 +22,13 @@ def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_list_is_in_the_order_of_choice() -> None:
-    assert list_backends() == ["sdpa", "decode", "native", "chunked", "reference"]
+    assert list_backends() == ["sdpa", "decode", "native", "triton", "chunked", "reference"]
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="None or one of sdpa, decode, native, chunked, reference; got 'flash'"):
+    with pytest.raises(
+        ValueError, match="None or one of sdpa, decode, native, triton, chunked, reference; got 'flash'"
+    ):
         coeff_attention(**NAMED["plain"].inputs(), backend="flash")
 
 
@@ -40,7 +42,8 @@ def test_choice_and_refusals_are_logged_once(caplog: pytest.LogCaptureFixture) -
         coeff_attention(**inputs, backend="reference")
     assert [record.getMessage().strip() for record in caplog.records] == [
         "coeff_attention uses backend 'chunked'. Not sdpa: needs a frozen coeff, got one that requires grad. "
-        "Not decode: is for at most 4 queries, got 5. Not native: computes in float32, got float64.",
+        "Not decode: is for at most 4 queries, got 5. "
+        "Not native: computes in float32, got float64. Not triton: needs a CUDA device, got cpu.",
         "coeff_attention uses backend 'sdpa'.",
     ]
 
