@@ -7,10 +7,10 @@ import pytest
 from coeff_tuning import __version__, cli
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "compare", "demo"])
+@pytest.mark.parametrize("command", ["train", "predict", "compare", "demo", "bench op", "bench model", "bench plot"])
 def test_help_ends_with_a_worked_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     assert stopped.value.code == 0
     example = capsys.readouterr().out.rstrip().rpartition("\nexample")[2]
     assert f"coeff-tuning {command}" in example
@@ -28,13 +28,16 @@ def test_top_level(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     out = capsys.readouterr().out
-    assert all(name in out for name in ("train", "predict", "compare", "demo"))
+    assert all(name in out for name in ("train", "predict", "compare", "bench", "demo"))
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert __version__ in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [[], ["fly"], ["train", "paint"], ["train", "causal-lm", "--no_such_flag", "1"]])
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["fly"], ["bench"], ["bench", "fly"], ["train", "paint"], ["train", "causal-lm", "--no_such_flag", "1"]],
+)
 def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(argv)

@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         "train": (_train, "fine-tune a model and save a run folder"),
         "predict": (_predict, "use a finished run on images or texts"),
         "compare": (_compare, "run several methods and seeds, and make one table"),
+        "bench": (_bench, "speed and memory of the op and of whole models"),
         "demo": (_demo, "coefficients against the linear probe on handwritten digits"),
     }
     for name, (_, summary) in handlers.items():
@@ -105,6 +106,12 @@ def _compare(argv: list[str]) -> None:
 
     seeds = parse_seeds(arguments.seeds)
     compare(arguments.config, arguments.methods.split(","), seeds, arguments.output_dir, flags)
+
+
+def _bench(argv: list[str]) -> None:
+    from coeff_tuning.bench.command import main as bench
+
+    bench(argv)
 
 
 def _demo(argv: list[str]) -> None:

@@ -13,7 +13,8 @@ want to tell apart; each is also the builtin exception that a caller who does no
     ├── MergeError (ValueError)                 coefficients cannot be merged into the base weights
     ├── MissingDependencyError (ImportError)    an optional dependency is needed; says the pip command
     ├── DataError (ValueError)                  a data set, a file or a column of it cannot be used
-    └── RunError (RuntimeError)                 a run folder exists, is incomplete or cannot be written
+    ├── RunError (RuntimeError)                 a run folder exists, is incomplete or cannot be written
+    └── BenchError (ValueError)                 a benchmark cannot be run as asked, or found a wrong result
 """
 
 from __future__ import annotations
@@ -61,3 +62,7 @@ class DataError(CoeffTuningError, ValueError):
 
 class RunError(CoeffTuningError, RuntimeError):
     """A run folder exists already, is incomplete or cannot be written."""
+
+
+class BenchError(CoeffTuningError, ValueError):
+    """A benchmark cannot be run as asked, or a backend or model that it measured computes something wrong."""

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "transformers", "peft", "datasets", "scikit-learn", "numpy")
+_PACKAGES = ("torch", "triton", "transformers", "peft", "datasets", "scikit-learn", "numpy")
 
 
 def versions() -> dict[str, str]:
@@ -38,13 +38,21 @@ def git_commit() -> str | None:
     return done.stdout.strip()
 
 
+def cpu_name() -> str:
+    """The processor, by the name the system has for it, else by its architecture."""
+    info = Path("/proc/cpuinfo")
+    rows = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    name = next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), "")
+    return f"{name} ({platform.machine()})" if name else f"{platform.machine()} CPU"
+
+
 def device_name() -> str:
     """The accelerator, else the processor with the number of threads torch uses."""
     import torch
 
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
 def peak_memory_mib() -> float:
@@ -53,6 +61,11 @@ def peak_memory_mib() -> float:
 
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated() / 2**20)
+    return resident_peak_mib()
+
+
+def resident_peak_mib() -> float:
+    """Most memory of this process so far that was resident, in MiB."""
     status = Path("/proc/self/status")
     if status.exists():  # unlike ru_maxrss, this does not start at the peak of the parent process
         line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
