@@ -8,5 +8,5 @@ from coeff_tuning.ops.request import Request
 
 __all__ = ["Backend", "Request", "list_backends", "register_backend", "select_backend"]
 
-for _backend in (sdpa.BACKEND, decode.BACKEND, native.BACKEND, triton.BACKEND, chunked.BACKEND, reference.BACKEND):
+for _backend in (sdpa.BACKEND, decode.BACKEND, native.BACKEND, chunked.BACKEND, triton.BACKEND, reference.BACKEND):
     register_backend(_backend)

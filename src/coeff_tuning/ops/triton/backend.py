@@ -198,4 +198,5 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> None:
 _attention.register_autograd(_autograd, setup_context=_setup_context)
 _attention_backward.register_autograd(_no_second_derivative)
 
-BACKEND = Backend("triton", priority=25, supports=supports, call=triton_attention)
+# After `chunked`, which serves everything: taken only by name until it has run on a GPU, not just in the interpreter.
+BACKEND = Backend("triton", priority=15, supports=supports, call=triton_attention)
