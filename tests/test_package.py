@@ -41,7 +41,7 @@ def test_every_exception_is_a_builtin_too() -> None:
         assert error.__name__ in (coeff_tuning.errors.__doc__ or "")
 
 
-def test_import_loads_no_optional_package() -> None:
+def test_import_and_a_call_load_no_optional_package() -> None:
     optional = {
         "datasets",
         "matplotlib",
@@ -58,7 +58,8 @@ def test_import_loads_no_optional_package() -> None:
     code = (
         "import sys, peft, transformers.modeling_utils\n"
         "before = set(sys.modules)\n"
-        "import coeff_tuning, coeff_tuning.cli\n"
+        "import torch, coeff_tuning, coeff_tuning.cli\n"
+        "coeff_tuning.coeff_attention(*torch.randn(3, 1, 4, 5, 8), torch.ones(4, 4))\n"
         "print(' '.join({name.split('.')[0] for name in set(sys.modules) - before}))"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
