@@ -1,4 +1,4 @@
-"""Write the tables of measured speed into README.md and docs/scaling.md, from the rows under docs/results.
+"""Write the tables of measured speed into README.md, from the rows under docs/results.
 
 python benchmarks/readme_table.py            # writes
 python benchmarks/readme_table.py --check    # fails if a file does not hold what the rows say
@@ -38,13 +38,11 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
 
 def tables(results: Path) -> list[tuple[str, str, str]]:
     """File, marker and content of each table."""
-    speed, models = read(results / "op-speed.jsonl"), read(results / "model-speed.jsonl")
-    memory, heads = read(results / "op-memory.jsonl"), read(results / "op-heads.jsonl")
+    names = ("op-speed", "op-memory")
+    speed, memory = (read(results / f"{name}.jsonl") for name in names)
     return [
         ("README.md", "memory", memory_sentence(memory)),
         ("README.md", "op speed", op_table(speed)),
-        ("README.md", "model speed", model_table(models)),
-        ("docs/scaling.md", "heads", heads_table(heads)),
     ]
 
 
@@ -98,20 +96,6 @@ def call(row: Row) -> str:
     return ", ".join([*sizes, *(["causal"] if row["is_causal"] else [])])
 
 
-def model_table(rows: list[Row]) -> str:
-    lines = ["| coefficients on every layer | figure | measured |", "|---|---|---|"]
-    for row in rows:
-        about = row["about"] if row["case"] != "load" else f"{row['about']} {row['variant']}"
-        about += f", {row['variant']}" if row["case"] == "many" else ""
-        if "tokens_per_s" in row and row["figures"]:
-            about += f": {row['tokens_per_s']:.1f} tokens/s"
-        for entry in row["figures"]:
-            digits = 0 if entry["what"] == "recompilations" else 2
-            spread = f" ({entry['q20']:.2f}, {entry['q80']:.2f})" if "q20" in entry else ""
-            lines.append(f"| {about} | {entry['what']} | {entry['value']:.{digits}f}{spread} |")
-    return "\n".join([*lines, "", f"{where(rows)}. Rows: [model-speed.jsonl](docs/results/model-speed.jsonl)."])
-
-
 def memory_sentence(rows: list[Row]) -> str:
     row = next(row for row in rows if row["is_default"] and row["measured"] == PASSES[1])
     gib = row["one_array_of_maps_mib"] / 1024
@@ -120,21 +104,6 @@ def memory_sentence(rows: list[Row]) -> str:
         f"Forward and backward at {row['length']:,} tokens ({size}) peak at {row['peak_above_inputs_mib']:,.0f} MiB\n"
         f"above the inputs, where one array of maps alone is {gib:.0f} GiB ([rows](docs/results/op-memory.jsonl))."
     )
-
-
-def heads_table(rows: list[Row]) -> str:
-    lines = [
-        "| H | FLOPs / SDPA, forward | time / SDPA | FLOPs / SDPA, with backward | time / SDPA |",
-        "|---|---|---|---|---|",
-    ]
-    chosen = [row for row in rows if row["is_default"]]
-    for heads in sorted({row["heads"] for row in chosen}):
-        own = {row["measured"]: row for row in chosen if row["heads"] == heads}
-        cells = [cell for name in PASSES for cell in (f"{own[name]['flop_ratio_limit']:.2f}", ratio(own[name]))]
-        lines.append(f"| {heads} | {' | '.join(cells)} |")
-    first = chosen[0]
-    about = f"B=1, L={first['length']}, d={first['head_size']}, `{first['backend']}`; {where(rows)}."
-    return "\n".join([*lines, "", f"{about} Rows: [op-heads.jsonl](results/op-heads.jsonl)."])
 
 
 if __name__ == "__main__":
