@@ -29,7 +29,7 @@ def test_sizes_suit_the_products(task: Task, dtype: torch.dtype) -> None:
         for features in (1, 64, 80, 256):
             p = plan(heads, kv_heads, task, features if task in ("queries", "keys") else 0, dtype)
             assert all(map(is_power_of_2, (p.bundles, p.members, p.queries, p.keys, p.outputs, p.chunk, p.mix_parts)))
-            assert heads <= p.bundles * p.members <= 64
+            assert heads <= p.bundles * p.members < 2 * heads
             assert p.bundles % p.outputs == 0
             assert p.chunk >= 16
             assert p.mix_size >= 16
@@ -59,8 +59,8 @@ def test_every_head_has_one_place_with_its_own_key_head() -> None:
         assert all(places[h] == h // p.group * p.split * p.members + h % p.group for h in places)
 
 
-def test_padding_is_less_than_double_unless_groups_are_padded_too() -> None:
+def test_layouts_by_hand() -> None:
     assert plan(12, 12).bundles == 16
     assert (plan(14, 2).bundles, plan(14, 2).members, plan(14, 2).split) == (8, 2, 4)
-    assert (plan(45, 9).bundles, plan(45, 9).members, plan(45, 9).split) == (64, 1, 5)
+    assert (plan(15, 5).bundles, plan(15, 5).members, plan(15, 5).split) == (16, 1, 3)
     assert (plan(32, 8).bundles, plan(32, 8).members, plan(32, 8).queries) == (8, 4, 8)

@@ -6,7 +6,7 @@ the other in the rows of the bundle. Triton spreads the warps of a batched produ
 gets a bundle or more; a key/value head with many query heads is split among several bundles for that. Bundles and
 their members are padded to powers of two; what is padded is neither loaded nor stored.
 
-The sizes keep tiles and sums in registers and operands in 99 KiB of shared memory (135 KiB for more than 32 heads),
+The sizes keep tiles and sums in registers and operands in 99 KiB of shared memory (136 KiB for more than 32 heads),
 as the compiler reports for compute capabilities 8.0 to 10.0.
 """
 
@@ -169,7 +169,7 @@ def lay_out_heads(heads: int, kv_heads: int) -> tuple[int, int, int]:
     """Bundles of a tile, bundles of one key/value head, and members of a bundle."""
     group = heads // kv_heads
     kv_padded, group_padded = _power_of_2(kv_heads), _power_of_2(group)
-    if kv_padded * group_padded > MAX_HEADS:  # as 45 heads in 9 groups: padded together they take 64 places, not 128
+    if kv_padded * group_padded > _power_of_2(heads):  # as 15 heads in 5 groups: 32 places, for the heads alone 16
         return _power_of_2(heads), group, 1
     bundles = max(kv_padded, min(_WARPS, kv_padded * group_padded))
     split = bundles // kv_padded
