@@ -45,5 +45,5 @@ $(VENV)/installed-%: pyproject.toml constraints.txt hatch_build.py $(wildcard sr
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (PyTorch is large; a few minutes the first time)"
 	$(PIP) --editable ".[$*]"
-	$(if $(filter dev,$*),$(PIP) --no-deps timm open_clip_torch && $(PIP) ftfy)
+	$(if $(filter dev,$*),$(PIP) ftfy && $(PIP) --no-deps timm open_clip_torch)
 	@touch $@
