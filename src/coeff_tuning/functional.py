@@ -85,4 +85,4 @@ def coeff_attention(
     chosen = select_backend(request, backend)
     with without_autocast(query.device.type):
         out = chosen.call(request)
-    return out.reshape(*batch, *out.shape[1:])
+    return out if len(batch) == 1 else out.reshape(*batch, *out.shape[1:])

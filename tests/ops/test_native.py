@@ -16,6 +16,7 @@ from torch import Tensor
 from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.functional import coeff_attention
 from coeff_tuning.ops.native import library
+from coeff_tuning.ops.native.launch import _even_blocks
 from tests.ops.attention_cases import NAMED, Case, as_served, assert_same, differentiable, run
 
 pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=f"the native backend {library.why_missing()}")
@@ -28,6 +29,8 @@ LARGE = [
     Case("causal, S > L", length=61, source=163, is_causal=True, per_sample=True),
     Case("32 heads, one key", heads=32, kv_heads=4, length=67, source=1),
     Case("one query", heads=6, kv_heads=2, length=1, source=331, head_size=64, value_size=64),
+    Case("three queries, own masks", batch=3, heads=10, kv_heads=2, length=3, source=211, mask="float B H L S"),
+    Case("four queries, causal", length=4, source=163, is_causal=True, per_sample=True),
     Case("float mask", length=53, source=97, mask="float B 1 L S"),
     Case("padding", length=53, source=197, mask="bool B 1 1 S", per_sample=True),
     Case("mask by head, GQA", heads=6, kv_heads=2, length=59, source=101, mask="bool 1 H L S"),
@@ -74,6 +77,13 @@ def test_keys_that_nobody_sees_are_not_read(length: int) -> None:
         inputs["key"][:, :, 48:] = torch.nan
         inputs["value"][:, :, 48:] = torch.nan
         assert torch.equal(coeff_attention(**inputs, backend="native"), clean["out"])
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "sharers", "size"), [(1, 1024, 2, 88), (8, 577, 2, 88), (1, 97, 2, 56), (5, 7, 1, 8)]
+)
+def test_blocks_are_even(batch: int, length: int, sharers: int, size: int) -> None:
+    assert _even_blocks(batch, length, 96, 8, sharers) == size
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value", "coeff"])

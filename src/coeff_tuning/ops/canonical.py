@@ -143,6 +143,8 @@ def _match_sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
             f"in value of shape {tuple(value.shape)}."
         )
     leading = [tuple(x.shape[:-3]) for x in (query, key, value)]
+    if leading[0] == leading[1] == leading[2]:  # most calls; broadcast_shapes takes longer than all other checks
+        return leading[0]
     try:
         return tuple(torch.broadcast_shapes(*leading))
     except RuntimeError:
@@ -154,6 +156,8 @@ def _match_sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
 
 def _join_batch(tensor: Tensor, batch: tuple[int, ...], kept: int) -> Tensor:
     """Broadcast the dimensions before the last `kept` to `batch`, and make them one."""
+    if len(batch) == 1 and tensor.dim() == kept + 1 and tensor.shape[0] == batch[0]:
+        return tensor
     last = tensor.shape[-kept:]
     return tensor.expand(*batch, *last).reshape(math.prod(batch), *last)
 

@@ -49,8 +49,8 @@ def dead_rows(mask: Tensor) -> Tensor:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Context in which autocast, where the device has it, changes no dtype."""
-    if torch.amp.is_autocast_available(device_type):
+    """Context in which autocast, where it is on, changes no dtype."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 

@@ -65,7 +65,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     out, stats = empty_results(call)
     inputs = _Inputs(call, library.coeff_lanes())
     result = out if inputs.fits(out) else _like(inputs.query, inputs.value.shape[-1])
-    problem = inputs.problem(_forward_queries(call.query.shape[1], call.key.shape[2]))
+    problem = inputs.problem(_forward_queries(call.query.shape[1], call.key.shape[2]), torch.get_num_threads())
     problem.out, problem.stats = Heads.of(result), stats.data_ptr()
     _launch(problem, library.coeff_forward_floats, library.coeff_forward)
     if result is not out:
@@ -91,7 +91,7 @@ def backward(grad: Tensor, call: Call, stats: Tensor, needs: Needs) -> list[Tens
     dquery = _like(inputs.query) if needs.query else None
     dkey = torch.zeros_like(inputs.key, memory_format=torch.contiguous_format) if needs.key else None
     dvalue = torch.zeros_like(inputs.value, memory_format=torch.contiguous_format) if needs.value else None
-    problem = inputs.problem(_MOST_QUERIES)
+    problem = inputs.problem(_MOST_QUERIES, 1)  # threads share a block or take whole batch items
     dcoeff = torch.zeros(problem.threads, *call.coeff.shape) if needs.coeff else None
     problem.dout, problem.stats = Heads.of(dout), stats.data_ptr()
     problem.dquery, problem.dkey, problem.dvalue = (Heads.of(x) for x in (dquery, dkey, dvalue))
@@ -122,7 +122,7 @@ class _Inputs:
     def fits(self, out: Tensor) -> bool:
         return out.dtype == torch.float32 and out.shape[-1] == self.value.shape[-1]
 
-    def problem(self, block_queries: int) -> Problem:
+    def problem(self, most_queries: int, sharers: int) -> Problem:
         batch, heads, length, key_size = self.query.shape
         kv_heads, source = self.key.shape[1:3]
         problem = Problem(batch, heads, kv_heads, length, source, key_size, self.value.shape[-1])
@@ -135,7 +135,7 @@ class _Inputs:
             problem.mask = Mask(self.mask.data_ptr(), kind, *steps)
         problem.is_causal, problem.scale = self.call.is_causal, self.call.scale
         problem.threads = torch.get_num_threads()
-        problem.block_queries = min(block_queries, -(-length // self.lanes) * self.lanes)
+        problem.block_queries = _even_blocks(batch, length, most_queries, self.lanes, sharers)
         return problem
 
 
@@ -143,6 +143,19 @@ def _forward_queries(heads: int, source: int) -> int:
     """Queries of a block: few where their maps then stay in a cache of 384 KiB, else many, to read the keys seldom."""
     fitting = (384 << 10) // (4 * heads * source)
     return _MOST_QUERIES if fitting < 32 else min(fitting // 16 * 16, _MOST_QUERIES)
+
+
+def _even_blocks(batch: int, length: int, most_queries: int, lanes: int, sharers: int) -> int:
+    """Queries of a block, at most `most_queries`: those that leave least to the busiest of `sharers` threads."""
+
+    def size(blocks: int) -> int:
+        return -(-length // (blocks * lanes)) * lanes
+
+    def longest(blocks: int) -> int:
+        return -(-batch * blocks // sharers) * size(blocks)
+
+    least = -(-length // most_queries)
+    return size(min(range(least, least + sharers), key=longest))
 
 
 def _launch(problem: Problem, floats: Any, function: Any) -> None:

@@ -11,16 +11,7 @@
 #include "gram.h"
 #include "masking.h"
 #include "mixing.h"
-
-struct Team {
-  int64_t size, rank;
-
-  void wait() const {
-    if (size > 1) {
-#pragma omp barrier
-    }
-  }
-};
+#include "team.h"
 
 // Make scores [key][lane] probabilities.
 OWN_REGISTERS inline void probabilities(float* scores, int keys, int64_t lanes, const float* peak,

@@ -55,6 +55,9 @@ template <bool ADD>
 inline void product(int rows, int columns, int depth, const float* a, int64_t am, int64_t ak, const float* b,
                     int64_t ldb, float* c, int64_t ldc) {
   int n = 0;
+  if (rows <= 2)  // wide tiles, or there are too few sums to hide how long one takes
+    for (; n + 4 * VL <= columns; n += 4 * VL)
+      product_rows<2, 4, ADD>(rows, a, am, ak, b + n, ldb, c + n, ldc, depth);
   for (; n + 2 * VL <= columns; n += 2 * VL) product_column<2, ADD>(rows, a, am, ak, b + n, ldb, c + n, ldc, depth);
   if (n < columns) product_column<1, ADD>(rows, a, am, ak, b + n, ldb, c + n, ldc, depth);
 }

@@ -30,6 +30,20 @@ inline Vec broadcast(float value) { return value - Vec{}; }  // unlike "+", "-" 
 
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
+inline float largest(Vec value) {
+  float most = value[0];
+  for (int n = 1; n < VL; n++) most = value[n] > most ? value[n] : most;
+  return most;
+}
+
+inline float added(Vec value) {
+  typedef float Quad __attribute__((vector_size(16)));
+  Quad parts[VL / 4];
+  std::memcpy(parts, &value, sizeof parts);
+  for (int n = 1; n < VL / 4; n++) parts[0] += parts[n];
+  return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
+}
+
 // exp(x) for x <= 0 (or a little above it), within 2 units in the last place; exactly 0 below -87.33 and at -inf.
 // x = n * ln(2) + r with |r| <= ln(2) / 2; exp(r) by a polynomial of degree 6; 2^n through the exponent bits.
 inline Vec exp_negative(Vec x) {
