@@ -165,6 +165,15 @@ def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name
             f"{tuple(saved[sizes[0]])} in the file and {tuple(expected[sizes[0]])} in the model. Load the adapter into "
             "the model that it was trained on."
         )
+    for name, layer in coeff_layers(model):
+        for adapter in names & set(layer.kv_heads):
+            key = next(key for key in saved if key.startswith(f"{name}.") and key.endswith(f".{adapter}"))
+            outside = state_dict[key].cpu()[~layer.mixed_entries(adapter).cpu()].count_nonzero()
+            if outside:
+                raise AdapterMismatchError(
+                    f"Coefficients of mixing='group' must be zero between heads of different value heads; {outside} "
+                    f"such numbers of {key} are not. Load them under a new adapter name."
+                )
     for key in saved:
         if not (state_dict[key].is_floating_point() and state_dict[key].isfinite().all()):
             raise AdapterMismatchError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from coeff_tuning.binders import find_binder
 from coeff_tuning.errors import MergeError
 from coeff_tuning.tuner import checks, mixed_batch
+from coeff_tuning.tuner import merge as merging
 from coeff_tuning.tuner.config import CoeffConfig
 from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer
 from coeff_tuning.tuner.targets import find_targets, is_excluded
@@ -88,7 +89,9 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         names = find_targets(model, peft_config)
         for name in names:  # every refusal comes before the first change
             module = model.get_submodule(name)
-            find_binder(module).num_heads(module)  # type: ignore[union-attr]
+            heads = find_binder(module).num_heads(module)  # type: ignore[union-attr]
+            if peft_config.mixing == "group":
+                merging.find_projections(model, name, heads)
         self._targets = set(names)
 
     def _check_target_module_exists(self, peft_config: CoeffConfig, key: str) -> bool | _ExcludedModule:
@@ -115,7 +118,10 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
             layer.train(target.training)
             setattr(target, CHILD_NAME, layer)
             binder.bind(target)
-        layer.update_layer(adapter_name, peft_config)
+        kv_heads = None
+        if peft_config.mixing == "group":
+            kv_heads = merging.find_projections(self.model, current_key, layer.num_heads).kv_heads
+        layer.update_layer(adapter_name, peft_config, kv_heads)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep coefficients in float32; with `autocast_adapter_dtype=False`, in the dtype of their module."""
@@ -207,6 +213,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
             target_modules=[name.removesuffix(f".{CHILD_NAME}") for name in targets],
             coeff_dropout=first.coeff_dropout,
             parameterization=first.parameterization,
+            mixing="group" if all(self.peft_config[a].mixing == "group" for a in adapters) else "full",
             inference_mode=first.inference_mode,
             base_model_name_or_path=first.base_model_name_or_path,
             allow_unused=first.allow_unused,
@@ -225,16 +232,23 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
 
     def _check_merge_allowed(self) -> None:
         raise MergeError(
-            "Coefficients cannot be merged into the base weights: an entry that feeds head i into head h with another "
-            "value head makes the product of value and output projection of head h have a rank above the head size. "
-            "Keep the adapter attached (save_pretrained writes a few kilobytes), or call unload() for the base model."
+            "Coefficients cannot be merged by merge_adapter(), which unmerge_adapter() undoes: those between heads of "
+            "one value head may have no inverse, and those that feed a head with another value head have no place in "
+            "the weights. Use merge_and_unload(), which says what can be merged; unload() gives the base model."
         )
 
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
         if merge:
-            self._check_merge_allowed()
+            merging.merge_exactly(self.model, adapter_names, safe_merge)
         detach(self.model)
-        model: nn.Module = super()._unload_and_optionally_merge(merge=False, **kwargs)  # saved modules, peft_config
+        # Saved modules and peft_config are left.
+        model: nn.Module = super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
         return model
 
     def _named_layers(self) -> list[tuple[str, CoeffLayer]]:
