@@ -89,7 +89,7 @@ def plan_merges(model: nn.Module, adapter_names: Sequence[str] | None = None) ->
         name = layer_name.removesuffix(f".{CHILD_NAME}")
         if layer.disable_adapters:
             raise MergeError("Adapters must be enabled to be merged; these are disabled. Merge outside of disabling.")
-        coeff = layer.coeff_in_eval(adapter_names).double().cpu()
+        coeff = layer.coeff_in_eval(adapter_names).cpu().double()
         if not coeff.isfinite().all():
             raise MergeError(f"Coefficients must be finite to be merged; those of {name!r} are not.")
         if not torch.equal(coeff, torch.eye(len(coeff), dtype=coeff.dtype)):
