@@ -14,21 +14,17 @@ from torch import nn
 
 from coeff_tuning.binders.projections import Place, Projections, kv_heads_of, unknown_projections, unwrapped
 
+_O_PROJ = """
+    Beit DeiT Dinov2 DINOv3ViT Gemma2 Gemma3 GptOss Granite Llama Mistral Mixtral Olmo2 Qwen2 Qwen3 Starcoder2 Swin ViT
+    ViTMAE
+"""
+_OUT_PROJ = "Bart CLIP Hubert M2M100 MBart OPT Siglip Wav2Vec2 Whisper"
 _BERTS = "Bert Camembert Data2VecText Electra Roberta XLMRoberta"
 # Output and value projection of each class, by their names in it; "^" is the module that holds it.
 NAMES = {
-    **{
-        f"{name}Attention": ("o_proj", "v_proj")
-        for name in (
-            "Granite Llama Mistral Mixtral Olmo2 Qwen2 Qwen3 Starcoder2 Gemma2 Gemma3 GptOss "
-            "Beit DeiT Dinov2 DINOv3ViT Swin ViT ViTMAE"
-        ).split()
-    },
-    **{
-        f"{name}Attention": ("out_proj", "v_proj")
-        for name in "Bart CLIP Hubert M2M100 MBart OPT Siglip Wav2Vec2 Whisper".split()
-    },
-    **{f"{name}SelfAttention": ("^output.dense", "value") for name in f"{_BERTS} Esm".split()},
+    **{f"{name}Attention": ("o_proj", "v_proj") for name in _O_PROJ.split()},
+    **{f"{name}Attention": ("out_proj", "v_proj") for name in _OUT_PROJ.split()},
+    **{f"{name}SelfAttention": ("^output.dense", "value") for name in [*_BERTS.split(), "Esm"]},
     **{f"{name}CrossAttention": ("^output.dense", "value") for name in _BERTS.split()},
     "AlbertAttention": ("dense", "value"),
     "DistilBertSelfAttention": ("out_lin", "v_lin"),

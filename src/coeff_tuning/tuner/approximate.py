@@ -27,7 +27,8 @@ class MergeReport:
         modules: for each attention module, by name, the relative error of what its maps carry from value input to
             output, `sqrt(sum_i |dP[i] x|^2 / sum_i |P[i] x|^2)` over the value inputs x; without inputs, of the
             products `P[i]` themselves (see `factors`). 0 where the merge is exact.
-        output: relative error of the model's output on the inputs, `|merged - unmerged| / |unmerged|`. None without.
+        output: relative error of the model's output on the inputs, `|merged - unmerged| / |unmerged|`, over the
+            positions that `attention_mask` keeps. None without inputs.
     """
 
     modules: dict[str, float]
@@ -46,7 +47,8 @@ def merge_approximately(
         model: a PeftModel with coefficients, or the model that `merge_and_unload()` of another method left them
             active in; its weights are changed in place. In evaluation mode.
         inputs: batches of examples like those that the model is for: keywords of its forward, or the one tensor that it
-            takes. They decide which directions count, and give the error of the output; a few hundred tokens help.
+            takes, best without padding. They decide which directions count, and give the error of the output; a few
+            hundred tokens help.
 
     Returns:
         The base model, without coefficients, and the errors.
@@ -165,16 +167,14 @@ def _watching(merges: Sequence[Merge], moments: dict[str, Tensor]) -> Iterator[N
 
 
 def _output(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Tensor:
-    """The logits, or the first output that is not a single number."""
+    """The logits, or the first output that is not a single number, where the batch is no padding."""
     out: Any = model(**batch) if isinstance(batch, Mapping) else model(batch)
-    if isinstance(out, Tensor):
-        return out
-    values = [out["logits"]] if isinstance(out, Mapping) and "logits" in out else list(_values(out))
-    return next(value for value in values if isinstance(value, Tensor) and value.dim() > 0)
-
-
-def _values(out: Any) -> Any:
-    return out.values() if isinstance(out, Mapping) else out
+    if isinstance(out, Mapping):
+        out = [out["logits"]] if "logits" in out else list(out.values())
+    values = [out] if isinstance(out, Tensor) else out
+    first: Tensor = next(value for value in values if isinstance(value, Tensor) and value.dim() > 0)
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return first[mask.bool()] if mask is not None and mask.shape == first.shape[:2] else first
 
 
 @torch.no_grad()

@@ -46,7 +46,8 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
         init_scale: standard deviation of `init="random"`.
         mixing: "full" mixes every head with every other. "group" mixes only heads that share one value head (those of
             a group in grouped-query attention, all in multi-query attention, none else, which leaves a factor for each
-            head), so that `merge_and_unload()` is exact; all other entries stay exactly zero.
+            head), so that `merge_and_unload()` is exact; all other entries stay exactly zero, though they are counted
+            and saved.
         modules_to_save: other modules to train and save in full, such as a new classification head.
         allow_unused: accept a forward pass that does not reach some of the adapted modules. By default the first
             forward pass raises `AdapterNotAppliedError` and names them.

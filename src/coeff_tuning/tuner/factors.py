@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from coeff_tuning.binders.projections import Place, bias_of, weight_of
-from coeff_tuning.tuner.layer import same_value_head
+from coeff_tuning.tuner.groups import same_value_head
 from coeff_tuning.tuner.merge import Merge, fold
 
 RIDGE = 1e-6  # added to C, as a part of its mean eigenvalue, so that few inputs leave it invertible
@@ -61,7 +61,8 @@ def _products(coeff: Tensor, wo: Tensor, wv: Tensor, groups: int, g: int) -> Ten
     wo_heads = wo.unflatten(1, (len(coeff), -1))  # (D, H, Ev)
     wv_heads = wv.unflatten(0, (groups, -1)).repeat_interleave(size, dim=0)  # (H, Ev, X)
     columns = coeff[:, g * size : (g + 1) * size]  # (H, n)
-    return torch.einsum("hi,ohd->iohd", columns, wo_heads).flatten(2) @ wv_heads.flatten(0, 1)
+    products: Tensor = torch.einsum("hi,ohd->iohd", columns, wo_heads).flatten(2) @ wv_heads.flatten(0, 1)
+    return products
 
 
 def _closest(products: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -93,9 +94,7 @@ def _move_bias(coeff: Tensor, value: Place, output: Place, inexact: Tensor, wo: 
     value_bias.unflatten(0, (len(inexact), -1))[inexact.to(value_bias.device)] = 0.0
 
 
-def _error(
-    coeff: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], groups: int, second: Tensor
-) -> float:
+def _error(coeff: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], groups: int, second: Tensor) -> float:
     identity = torch.eye(len(coeff), dtype=coeff.dtype, device=coeff.device)
     change = total = torch.zeros((), dtype=coeff.dtype, device=coeff.device)
     for g in range(groups):

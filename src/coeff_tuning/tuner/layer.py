@@ -10,6 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coeff_tuning.tuner.groups import same_value_head
+
 if TYPE_CHECKING:
     from coeff_tuning.tuner.config import CoeffConfig
 
@@ -149,7 +151,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """
         return same_value_head(self.num_heads, self.kv_heads[adapter_name], self.host_marker.device)
 
-    def _trained(self, adapter_name: str) -> Tensor:
+    def _matrix(self, adapter_name: str) -> Tensor:
         matrix = self.adapters[adapter_name]
         return matrix * self.mixed_entries(adapter_name) if adapter_name in self.kv_heads else matrix
 
@@ -157,7 +159,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         identity = torch.eye(self.num_heads, device=self.host_marker.device)
         adapters = self.adapters
         names = [name for name in adapter_names if name in adapters]
-        deltas = [F.dropout(self._trained(name), self.coeff_dropout[name], training) for name in names]
+        deltas = [F.dropout(self._matrix(name), self.coeff_dropout[name], training) for name in names]
         direct = sum(name in self.coeff_delta_direct for name in names)
         coeff = identity if direct == 0 else (1 - direct) * identity
         return sum(deltas, start=coeff)
@@ -216,16 +218,18 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return f"num_heads={self.num_heads}, adapters={list(self.adapters)}"
 
 
-def same_value_head(heads: int, kv_heads: int, device: torch.device | None = None) -> Tensor:
-    """Which pairs of heads share one value head.
+@torch.no_grad()
+def set_weighted_module(wrapper: Any, adapter_name: str, weights: dict[str, float]) -> None:
+    """Set a saved module to `original + sum_a weights[a] * (module_a - original)`.
 
     Args:
-        heads: number H of query heads.
-        kv_heads: number of value heads.
-        device: where the result is put.
-
-    Returns:
-        `(H, H)` bool.
+        wrapper: PEFT's `ModulesToSaveWrapper`.
+        adapter_name: the adapter whose module is set.
+        weights: weight of each adapter in the sum.
     """
-    group = torch.arange(heads, device=device) // (heads // kv_heads)
-    return group[:, None] == group
+    rest = 1.0 - sum(weights.values())
+    for name, target in wrapper.modules_to_save[adapter_name].named_parameters():
+        parts = [w * wrapper.modules_to_save[a].get_parameter(name) for a, w in weights.items()]
+        if rest:  # a single weight of 1.0 copies the module bit for bit
+            parts.append(rest * wrapper.original_module.get_parameter(name))
+        target.copy_(sum(parts[1:], start=parts[0]))

@@ -23,7 +23,9 @@ from coeff_tuning.binders import find_binder
 from coeff_tuning.binders.projections import Place, Projections, require_own, require_plain, weight_of
 from coeff_tuning.errors import MergeError
 from coeff_tuning.tuner.checks import coeff_layers
-from coeff_tuning.tuner.layer import CHILD_NAME, same_value_head
+from coeff_tuning.tuner.config import CoeffConfig
+from coeff_tuning.tuner.groups import same_value_head
+from coeff_tuning.tuner.layer import CHILD_NAME
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,24 @@ def find_projections(model: nn.Module, name: str, heads: int) -> Projections:
     binder = find_binder(module)
     assert binder is not None, f"{name} has coefficients and no binder serves it"
     return binder.projections(module, parent, heads)
+
+
+def mixed_kv_heads(config: CoeffConfig, model: nn.Module, name: str, heads: int) -> int | None:
+    """Number of value heads of an attention module whose adapter mixes only heads that share one.
+
+    Args:
+        config: config of the adapter.
+        model: the model.
+        name: full name of the module.
+        heads: its number of heads.
+
+    Returns:
+        The number; None with `mixing="full"`, which does not need it.
+
+    Raises:
+        MergeError: it is not known.
+    """
+    return find_projections(model, name, heads).kv_heads if config.mixing == "group" else None
 
 
 def require_place(model: nn.Module, name: str, place: Place) -> None:

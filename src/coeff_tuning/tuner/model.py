@@ -16,7 +16,7 @@ from coeff_tuning.errors import MergeError
 from coeff_tuning.tuner import checks, mixed_batch
 from coeff_tuning.tuner import merge as merging
 from coeff_tuning.tuner.config import CoeffConfig
-from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer
+from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer, set_weighted_module
 from coeff_tuning.tuner.targets import find_targets, is_excluded
 
 
@@ -90,8 +90,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         for name in names:  # every refusal comes before the first change
             module = model.get_submodule(name)
             heads = find_binder(module).num_heads(module)  # type: ignore[union-attr]
-            if peft_config.mixing == "group":
-                merging.find_projections(model, name, heads)
+            merging.mixed_kv_heads(peft_config, model, name, heads)
         self._targets = set(names)
 
     def _check_target_module_exists(self, peft_config: CoeffConfig, key: str) -> bool | _ExcludedModule:
@@ -118,9 +117,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
             layer.train(target.training)
             setattr(target, CHILD_NAME, layer)
             binder.bind(target)
-        kv_heads = None
-        if peft_config.mixing == "group":
-            kv_heads = merging.find_projections(self.model, current_key, layer.num_heads).kv_heads
+        kv_heads = merging.mixed_kv_heads(peft_config, self.model, current_key, layer.num_heads)
         layer.update_layer(adapter_name, peft_config, kv_heads)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
@@ -226,7 +223,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
                 layer.set_weighted_sum(adapter_name, sums)
         for module in self.model.modules():
             if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
-                _set_weighted_module(module, adapter_name, sums)
+                set_weighted_module(module, adapter_name, sums)
 
     # Taking off
 
@@ -247,7 +244,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         if merge:
             merging.merge_exactly(self.model, adapter_names, safe_merge)
         detach(self.model)
-        # Saved modules and peft_config are left.
+        # Saved modules and peft_config are what is left for PEFT.
         model: nn.Module = super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
         return model
 
@@ -269,14 +266,3 @@ def detach(model: nn.Module) -> None:
             find_binder(module).unbind(module)  # type: ignore[union-attr]
             delattr(module, CHILD_NAME)
     checks.unwatch(model)
-
-
-@torch.no_grad()
-def _set_weighted_module(wrapper: Any, adapter_name: str, weights: dict[str, float]) -> None:
-    """Set a saved module to `original + sum_a weights[a] * (module_a - original)`."""
-    rest = 1.0 - sum(weights.values())
-    for name, target in wrapper.modules_to_save[adapter_name].named_parameters():
-        parts = [w * wrapper.modules_to_save[a].get_parameter(name) for a, w in weights.items()]
-        if rest:  # a single weight of 1.0 copies the module bit for bit
-            parts.append(rest * wrapper.original_module.get_parameter(name))
-        target.copy_(sum(parts[1:], start=parts[0]))
