@@ -7,6 +7,7 @@ Importing the package registers the method `COEFF` with PEFT, so that `get_peft_
     your own modules   register_attention
     PEFT method        CoeffConfig, CoeffModel, CoeffLayer
     beside LoRA, ...   add_coeff, load_coeff
+    into the weights   merge_approximately, MergeReport; exactly: PEFT's merge_and_unload
     errors             errors (module)
 """
 
@@ -16,6 +17,7 @@ from coeff_tuning import errors
 from coeff_tuning.binders import register_attention
 from coeff_tuning.functional import coeff_attention
 from coeff_tuning.ops import list_backends
+from coeff_tuning.tuner.approximate import MergeReport, merge_approximately
 from coeff_tuning.tuner.combine import add_coeff, load_coeff
 from coeff_tuning.tuner.config import CoeffConfig
 from coeff_tuning.tuner.layer import CoeffLayer
@@ -30,11 +32,13 @@ __all__ = [
     "CoeffConfig",
     "CoeffLayer",
     "CoeffModel",
+    "MergeReport",
     "__version__",
     "add_coeff",
     "coeff_attention",
     "errors",
     "list_backends",
     "load_coeff",
+    "merge_approximately",
     "register_attention",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from coeff_tuning.binders.projections import Projections, unknown_projections
 from coeff_tuning.errors import AdapterMismatchError
 
 
@@ -35,6 +36,9 @@ class Binder:
         unbind: undo `bind`, bit for bit.
         refuses: the reason if a module is attention of the library that cannot be served. A model that has such
             modules gets coefficients only where `target_modules` names them.
+        projections: the linear maps around the attention of a module, given the module that holds it and the number
+            of heads; raises
+            `MergeError` if they are not known.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Binder:
     bind: Callable[[nn.Module], None]
     unbind: Callable[[nn.Module], None]
     refuses: Callable[[nn.Module], str | None] = no_refusal
+    projections: Callable[[nn.Module, nn.Module, int], Projections] = unknown_projections
 
 
 def coeff_for(module: nn.Module, coeff: Tensor, heads: int, batch: int) -> Tensor:

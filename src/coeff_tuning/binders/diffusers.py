@@ -13,12 +13,21 @@ from torch import nn
 from coeff_tuning.binders.base import Binder
 from coeff_tuning.binders.bound import bind_class, class_of, unbind_class
 from coeff_tuning.binders.layouts import Layout
+from coeff_tuning.binders.projections import Place, Projections, unknown_projections
 from coeff_tuning.binders.sdpa import MixedSdpa
 from coeff_tuning.errors import UnsupportedModelError
 
 BASES = ("diffusers.models.attention_processor.Attention", "diffusers.models.attention.AttentionModuleMixin")
 CALLS = {"scaled_dot_product_attention", "dispatch_attention_fn"}
 LAYOUT = Layout(num_heads="heads")
+# Processors that hand the heads' outputs to `to_out[0]`, and those of added tokens to `to_add_out`, as they are.
+PROJECTING = {
+    "diffusers.models.attention_processor.AttnProcessor2_0",
+    "diffusers.models.attention_processor.JointAttnProcessor2_0",
+    "diffusers.models.transformers.transformer_flux.FluxAttnProcessor",
+    "diffusers.models.transformers.transformer_qwenimage.QwenDoubleStreamAttnProcessor2_0",
+    "diffusers.models.transformers.transformer_wan.WanAttnProcessor",
+}
 ADVICE = (
     "Sliced, xFormers, flash and sage attention and IP-Adapters cannot be served: use AttnProcessor2_0 or the model's "
     "own processor with the 'native' backend, or leave the module out with exclude_modules."
@@ -74,4 +83,21 @@ def bind(module: nn.Module) -> None:
     bind_class(module, MixedProcessorAttention)
 
 
-BINDER = Binder("diffusers", serves, num_heads, bind, unbind_class)
+def projections(module: Any, parent: nn.Module, heads: int) -> Projections:
+    """The linear maps around the attention: two output projections where text and image attend together."""
+    processor = type(module.processor)
+    is_known = f"{processor.__module__}.{processor.__qualname__}" in PROJECTING
+    if not is_known or getattr(module, "to_out", None) is None:  # a block of one stream projects it with its MLP
+        return unknown_projections(module, parent, heads)
+    outputs, added = [Place(module.to_out[0])], getattr(module, "to_add_out", None)
+    if added is not None:
+        outputs.append(Place(added))
+    value: Place | str = Place(module.to_v)
+    if getattr(module, "add_v_proj", None) is not None:
+        value = "text and image have value projections of their own"
+    elif getattr(module, "fused_projections", False):
+        value = "its projections are fused"
+    return Projections(tuple(outputs), module.heads, value)
+
+
+BINDER = Binder("diffusers", serves, num_heads, bind, unbind_class, projections=projections)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from coeff_tuning.binders.bound import class_of
+from coeff_tuning.binders.projections import Projections
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Layout:
             dimension, heads inside.
         calls: how many calls one forward pass makes; all are mixed with the same matrix.
         why_not: the reason if a module, though of this class, is set up in a way that cannot be served.
+        projections: the linear maps around the attention, None where they are not known.
     """
 
     num_heads: str = "num_heads"
     head_axis: int | None = -3
     calls: int = 1
     why_not: Callable[[Any], str | None] | None = None
+    projections: Callable[[Any], Projections] | None = None
 
 
 _layouts: dict[str, Layout] = {}

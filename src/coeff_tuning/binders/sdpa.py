@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from coeff_tuning.binders.base import Binder, coeff_for
 from coeff_tuning.binders.bound import Bound, bind_class, unbind_class
 from coeff_tuning.binders.layouts import Layout, layout_of, refuses
+from coeff_tuning.binders.projections import Projections, unknown_projections
 from coeff_tuning.errors import AdapterNotAppliedError, UnsupportedModelError
 from coeff_tuning.functional import coeff_attention
 
@@ -178,4 +179,11 @@ def bind(module: nn.Module) -> None:
     bind_class(module, MixedSdpa)
 
 
-BINDER = Binder("scaled_dot_product_attention", serves, num_heads, bind, unbind_class, refuses)
+def projections(module: nn.Module, parent: nn.Module, heads: int) -> Projections:
+    """The linear maps around the attention, if its library's list has them."""
+    layout = layout_of(module)
+    assert layout is not None
+    return unknown_projections(module, parent, heads) if layout.projections is None else layout.projections(module)
+
+
+BINDER = Binder("scaled_dot_product_attention", serves, num_heads, bind, unbind_class, refuses, projections)

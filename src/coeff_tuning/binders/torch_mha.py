@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from coeff_tuning.binders.base import Binder, coeff_for
 from coeff_tuning.binders.bound import Bound, bind_class, class_of, unbind_class
 from coeff_tuning.binders.eager import mixed_eager
+from coeff_tuning.binders.projections import Place, Projections
 from coeff_tuning.functional import coeff_attention
 from coeff_tuning.tuner.layer import CoeffLayer
 
@@ -197,4 +198,17 @@ def bind(module: nn.Module) -> None:
     bind_class(module, MixedMultiheadAttention)
 
 
-BINDER = Binder("torch.nn.MultiheadAttention", serves, num_heads, bind, unbind_class)
+def projections(module: Any, parent: nn.Module, heads: int) -> Projections:
+    """The linear maps around the attention; of a subclass only if it adds nothing to the forward."""
+    width = module.embed_dim
+    value: Place | str
+    if module.bias_k is not None or module.add_zero_attn:
+        value = "add_bias_kv and add_zero_attn add values that no projection makes"
+    elif module.in_proj_weight is not None:
+        value = Place(module, 2 * width, 3 * width, "in_proj_weight", "in_proj_bias")
+    else:
+        value = "kdim and vdim keep its value bias apart from its value weight"
+    return Projections((Place(module.out_proj),), module.num_heads, value)
+
+
+BINDER = Binder("torch.nn.MultiheadAttention", serves, num_heads, bind, unbind_class, projections=projections)

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from coeff_tuning.binders.base import Binder, coeff_for
 from coeff_tuning.binders.eager import mixed_eager
+from coeff_tuning.binders.transformers_projections import projections
 from coeff_tuning.errors import UnsupportedModelError
 from coeff_tuning.functional import coeff_attention
 from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer
@@ -171,4 +172,4 @@ def _with_position_bias(mask: Tensor | None, position_bias: Tensor | None) -> Te
 
 
 AttentionInterface.register(IMPLEMENTATION, coeff_attention_forward)
-BINDER = Binder("transformers", serves, num_heads, bind, unbind)
+BINDER = Binder("transformers", serves, num_heads, bind, unbind, projections=projections)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from coeff_tuning.errors import AdapterMismatchError, AdapterNotAppliedError, CombinationError
 from coeff_tuning.tuner.config import CoeffConfig
+from coeff_tuning.tuner.groups import require_groups
 from coeff_tuning.tuner.layer import CHILD_NAME, DELTA_NAME, DIRECT_NAME, CoeffLayer
 
 # Keys of saved coefficients; those that fit no module may lack the adapter's name.
@@ -165,6 +166,7 @@ def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name
             f"{tuple(saved[sizes[0]])} in the file and {tuple(expected[sizes[0]])} in the model. Load the adapter into "
             "the model that it was trained on."
         )
+    require_groups(coeff_layers(model), state_dict, names)
     for key in saved:
         if not (state_dict[key].is_floating_point() and state_dict[key].isfinite().all()):
             raise AdapterMismatchError(

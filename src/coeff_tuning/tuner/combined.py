@@ -17,9 +17,10 @@ from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
 
-from coeff_tuning.errors import CombinationError
+from coeff_tuning.errors import CombinationError, MergeError
 from coeff_tuning.tuner.checks import coeff_layers, unwatch
 from coeff_tuning.tuner.config import CoeffConfig
+from coeff_tuning.tuner.merge import merge_exactly
 from coeff_tuning.tuner.model import detach
 
 
@@ -69,15 +70,25 @@ class _Combined:
         detach(self.get_base_model())
         return self.base_model.unload(*args, **kwargs)  # type: ignore[no-any-return]
 
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Merge the other method into the weights; the coefficients stay active in the model that is returned."""
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """Merge the other method, then the coefficients if that is exact; else they stay active, with a warning."""
         configs = {name: self.peft_config[name] for name in self._coeff_names()}
-        model: Any = self.base_model.merge_and_unload(*args, **kwargs)
-        model.peft_config = configs
-        warnings.warn(
-            f"The coefficients {list(configs)} cannot be merged and stay active in the merged model, which needs them "
-            "beside its weights. Save them with save_pretrained before merging."
-        )
+        named = None if adapter_names is None else [name for name in adapter_names if name in configs]
+        model: Any = self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
+        try:
+            if named == []:
+                raise MergeError(f"adapter_names={adapter_names} names none of them.")
+            merge_exactly(model, named, safe_merge)
+        except MergeError as error:
+            model.peft_config = configs
+            warnings.warn(
+                f"The coefficients {list(configs)} cannot be merged and stay active in the merged model, which needs "
+                f"them beside its weights. Save them with save_pretrained before merging. {error}"
+            )
+        else:
+            detach(model)
         return model  # type: ignore[no-any-return]
 
     @contextmanager

@@ -21,6 +21,7 @@ PEFT_TYPE = "COEFF"
 ALL_ATTENTION = "all-attention"
 PARAMETERIZATIONS = ("residual", "direct")
 INITS = ("zero", "identity", "random")
+MIXINGS = ("full", "group")
 
 
 @dataclass
@@ -43,6 +44,10 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
         init: start of `coeff_delta`: "zero", "identity" or "random" (normal, `init_scale` wide). `None` takes the one
             that starts at the pretrained model: "zero" for residual, "identity" for direct.
         init_scale: standard deviation of `init="random"`.
+        mixing: "full" mixes every head with every other. "group" mixes only heads that share one value head (those of
+            a group in grouped-query attention, all in multi-query attention, none else, which leaves a factor for each
+            head), so that `merge_and_unload()` is exact; all other entries stay exactly zero, though they are counted
+            and saved.
         modules_to_save: other modules to train and save in full, such as a new classification head.
         allow_unused: accept a forward pass that does not reach some of the adapted modules. By default the first
             forward pass raises `AdapterNotAppliedError` and names them.
@@ -74,6 +79,9 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
     )
     init: str | None = field(default=None, metadata={"help": "Start: 'zero', 'identity' or 'random'."})
     init_scale: float = field(default=0.02, metadata={"help": "Standard deviation of init='random'."})
+    mixing: str = field(
+        default="full", metadata={"help": "'full': mix all heads; 'group': those that share a value head."}
+    )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Other modules to train and save in full, such as a new head."}
     )
@@ -96,7 +104,11 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
             )
 
     def _check_names(self) -> None:
-        for name, known in (("parameterization", PARAMETERIZATIONS), ("init", (*INITS, None))):
+        for name, known in (
+            ("parameterization", PARAMETERIZATIONS),
+            ("init", (*INITS, None)),
+            ("mixing", MIXINGS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")
         for name in ("target_modules", "exclude_modules", "modules_to_save"):

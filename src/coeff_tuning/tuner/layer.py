@@ -10,6 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coeff_tuning.tuner.groups import same_value_head
+
 if TYPE_CHECKING:
     from coeff_tuning.tuner.config import CoeffConfig
 
@@ -40,6 +42,8 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     Attributes:
         coeff_delta: the trained `(H, H)` matrix of each residual adapter, by adapter name.
         coeff_delta_direct: the trained `(H, H)` matrix of each direct adapter, by adapter name.
+        kv_heads: number of value heads, for each adapter of `mixing="group"`; its entries between heads of different
+            value heads are zero.
         sample_adapters: adapter name of each sample while a mixed batch runs, else `None`.
         was_applied: whether a forward pass of the attention module has reached this layer.
 
@@ -47,7 +51,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """
 
     adapter_layer_names = (DELTA_NAME, DIRECT_NAME)
-    other_param_names = ("coeff_dropout",)
+    other_param_names = ("coeff_dropout", "kv_heads")
 
     host_marker: Tensor
     active_adapters: list[str]
@@ -59,6 +63,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.coeff_delta = nn.ParameterDict()
         self.coeff_delta_direct = nn.ParameterDict()
         self.coeff_dropout: dict[str, float] = {}
+        self.kv_heads: dict[str, int] = {}
         self.merged_adapters: list[str] = []
         self.sample_adapters: Sequence[str] | None = None
         self.was_applied = False
@@ -88,12 +93,13 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         names = self.active_adapters if self.sample_adapters is None else self.sample_adapters
         return any(name in self.adapters for name in names)
 
-    def update_layer(self, adapter_name: str, config: CoeffConfig) -> None:
+    def update_layer(self, adapter_name: str, config: CoeffConfig, kv_heads: int | None = None) -> None:
         """Add an adapter.
 
         Args:
             adapter_name: its name.
             config: its start, dropout and parameterization.
+            kv_heads: number of value heads if only heads that share one are mixed. None: all are.
         """
         shape = (self.num_heads, self.num_heads)
         device = self.host_marker.device
@@ -104,6 +110,9 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         else:
             delta = torch.zeros(shape, device=device)
         holder = self.coeff_delta_direct if config.parameterization == "direct" else self.coeff_delta
+        if kv_heads is not None:
+            self.kv_heads[adapter_name] = kv_heads
+            delta = delta * self.mixed_entries(adapter_name)
         holder[adapter_name] = nn.Parameter(delta)
         self.coeff_dropout[adapter_name] = config.coeff_dropout
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -117,20 +126,47 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """
         if self.sample_adapters is not None:
             return self._coeff_per_sample(self.sample_adapters)
-        return self._coeff_of([] if self.disable_adapters else self.active_adapters)
+        return self._coeff_of([] if self.disable_adapters else self.active_adapters, self.training)
 
-    def _coeff_of(self, adapter_names: Sequence[str]) -> Tensor:
+    @torch.no_grad()
+    def coeff_in_eval(self, adapter_names: Sequence[str] | None = None) -> Tensor:
+        """The matrix of some adapters without dropout, whatever mode the layer is in.
+
+        Args:
+            adapter_names: names of adapters. None: the active ones.
+
+        Returns:
+            `(H, H)`.
+        """
+        return self._coeff_of(self.active_adapters if adapter_names is None else adapter_names, False)
+
+    def mixed_entries(self, adapter_name: str) -> Tensor:
+        """Which entries an adapter of `mixing="group"` trains: those between heads that share one value head.
+
+        Args:
+            adapter_name: its name, a key of `kv_heads`.
+
+        Returns:
+            `(H, H)` bool.
+        """
+        return same_value_head(self.num_heads, self.kv_heads[adapter_name], self.host_marker.device)
+
+    def _matrix(self, adapter_name: str) -> Tensor:
+        matrix = self.adapters[adapter_name]
+        return matrix * self.mixed_entries(adapter_name) if adapter_name in self.kv_heads else matrix
+
+    def _coeff_of(self, adapter_names: Sequence[str], training: bool) -> Tensor:
         identity = torch.eye(self.num_heads, device=self.host_marker.device)
         adapters = self.adapters
         names = [name for name in adapter_names if name in adapters]
-        deltas = [F.dropout(adapters[name], self.coeff_dropout[name], self.training) for name in names]
+        deltas = [F.dropout(self._matrix(name), self.coeff_dropout[name], training) for name in names]
         direct = sum(name in self.coeff_delta_direct for name in names)
         coeff = identity if direct == 0 else (1 - direct) * identity
         return sum(deltas, start=coeff)
 
     def _coeff_per_sample(self, adapter_names: Sequence[str]) -> Tensor:
         unique = list(dict.fromkeys(adapter_names))
-        matrices = torch.stack([self._coeff_of([name]) for name in unique])  # (adapters, H, H)
+        matrices = torch.stack([self._coeff_of([name], self.training) for name in unique])  # (adapters, H, H)
         index = torch.tensor([unique.index(name) for name in adapter_names], device=matrices.device)
         return matrices[index]  # (B, H, H)
 
@@ -180,3 +216,20 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def extra_repr(self) -> str:
         """The number of heads and the adapters, for `print(model)`."""
         return f"num_heads={self.num_heads}, adapters={list(self.adapters)}"
+
+
+@torch.no_grad()
+def set_weighted_module(wrapper: Any, adapter_name: str, weights: dict[str, float]) -> None:
+    """Set a saved module to `original + sum_a weights[a] * (module_a - original)`.
+
+    Args:
+        wrapper: PEFT's `ModulesToSaveWrapper`.
+        adapter_name: the adapter whose module is set.
+        weights: weight of each adapter in the sum.
+    """
+    rest = 1.0 - sum(weights.values())
+    for name, target in wrapper.modules_to_save[adapter_name].named_parameters():
+        parts = [w * wrapper.modules_to_save[a].get_parameter(name) for a, w in weights.items()]
+        if rest:  # a single weight of 1.0 copies the module bit for bit
+            parts.append(rest * wrapper.original_module.get_parameter(name))
+        target.copy_(sum(parts[1:], start=parts[0]))

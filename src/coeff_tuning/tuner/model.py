@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from coeff_tuning.binders import find_binder
 from coeff_tuning.errors import MergeError
 from coeff_tuning.tuner import checks, mixed_batch
+from coeff_tuning.tuner import merge as merging
 from coeff_tuning.tuner.config import CoeffConfig
-from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer
+from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer, set_weighted_module
 from coeff_tuning.tuner.targets import find_targets, is_excluded
 
 
@@ -88,7 +89,8 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         names = find_targets(model, peft_config)
         for name in names:  # every refusal comes before the first change
             module = model.get_submodule(name)
-            find_binder(module).num_heads(module)  # type: ignore[union-attr]
+            heads = find_binder(module).num_heads(module)  # type: ignore[union-attr]
+            merging.mixed_kv_heads(peft_config, model, name, heads)
         self._targets = set(names)
 
     def _check_target_module_exists(self, peft_config: CoeffConfig, key: str) -> bool | _ExcludedModule:
@@ -115,7 +117,8 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
             layer.train(target.training)
             setattr(target, CHILD_NAME, layer)
             binder.bind(target)
-        layer.update_layer(adapter_name, peft_config)
+        kv_heads = merging.mixed_kv_heads(peft_config, self.model, current_key, layer.num_heads)
+        layer.update_layer(adapter_name, peft_config, kv_heads)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep coefficients in float32; with `autocast_adapter_dtype=False`, in the dtype of their module."""
@@ -207,6 +210,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
             target_modules=[name.removesuffix(f".{CHILD_NAME}") for name in targets],
             coeff_dropout=first.coeff_dropout,
             parameterization=first.parameterization,
+            mixing="group" if all(self.peft_config[a].mixing == "group" for a in adapters) else "full",
             inference_mode=first.inference_mode,
             base_model_name_or_path=first.base_model_name_or_path,
             allow_unused=first.allow_unused,
@@ -219,22 +223,29 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
                 layer.set_weighted_sum(adapter_name, sums)
         for module in self.model.modules():
             if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
-                _set_weighted_module(module, adapter_name, sums)
+                set_weighted_module(module, adapter_name, sums)
 
     # Taking off
 
     def _check_merge_allowed(self) -> None:
         raise MergeError(
-            "Coefficients cannot be merged into the base weights: an entry that feeds head i into head h with another "
-            "value head makes the product of value and output projection of head h have a rank above the head size. "
-            "Keep the adapter attached (save_pretrained writes a few kilobytes), or call unload() for the base model."
+            "Coefficients cannot be merged by merge_adapter(), which unmerge_adapter() undoes: those between heads of "
+            "one value head may have no inverse, and those that feed a head with another value head have no place in "
+            "the weights. Use merge_and_unload(), which says what can be merged; unload() gives the base model."
         )
 
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
         if merge:
-            self._check_merge_allowed()
+            merging.merge_exactly(self.model, adapter_names, safe_merge)
         detach(self.model)
-        model: nn.Module = super()._unload_and_optionally_merge(merge=False, **kwargs)  # saved modules, peft_config
+        # Saved modules and peft_config are what is left for PEFT.
+        model: nn.Module = super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
         return model
 
     def _named_layers(self) -> list[tuple[str, CoeffLayer]]:
@@ -255,14 +266,3 @@ def detach(model: nn.Module) -> None:
             find_binder(module).unbind(module)  # type: ignore[union-attr]
             delattr(module, CHILD_NAME)
     checks.unwatch(model)
-
-
-@torch.no_grad()
-def _set_weighted_module(wrapper: Any, adapter_name: str, weights: dict[str, float]) -> None:
-    """Set a saved module to `original + sum_a weights[a] * (module_a - original)`."""
-    rest = 1.0 - sum(weights.values())
-    for name, target in wrapper.modules_to_save[adapter_name].named_parameters():
-        parts = [w * wrapper.modules_to_save[a].get_parameter(name) for a, w in weights.items()]
-        if rest:  # a single weight of 1.0 copies the module bit for bit
-            parts.append(rest * wrapper.original_module.get_parameter(name))
-        target.copy_(sum(parts[1:], start=parts[0]))
