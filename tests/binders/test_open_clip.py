@@ -14,7 +14,7 @@ from coeff_tuning import CoeffConfig
 from coeff_tuning.errors import UnsupportedModelError
 from tests import tiny
 from tests.binders.libraries import library
-from tests.binders.test_torch_mha import fast_path, literal_by_weights
+from tests.binders.torch_mha_cases import fast_path, literal_by_weights
 
 VISION = {"image_size": 16, "patch_size": 8, "layers": 2, "width": 24, "head_width": 8}
 TEXT = {"context_length": 7, "vocab_size": 61, "width": 24, "heads": 3, "layers": 2}
