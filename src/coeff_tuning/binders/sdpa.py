@@ -112,9 +112,10 @@ class MixedSdpa(Bound):
         vars(self)["use_fsdpa"] = value
 
     def _switch(self, name: str) -> bool:
-        if name not in vars(self):
+        own = vars(self).get(name, getattr(self.base_class, name, None))
+        if own is None:
             raise AttributeError(name)
-        return bool(vars(self)[name]) or self.coefficients.is_active
+        return bool(own) or self.coefficients.is_active
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward, its attention mixed.
