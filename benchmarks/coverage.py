@@ -8,14 +8,11 @@ class is run once, and each pretrained architecture is built without weights (on
 
 from __future__ import annotations
 
-import json
-import platform
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +28,9 @@ from coeff_tuning.errors import CoeffTuningError
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.coverage_report import Row, write  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.binders import diffusers_cases, test_diffusers, test_open_clip, test_timm, test_torch_mha, timm_cases  # noqa: E402  # noqa: E402
+from tests.binders import diffusers_cases, test_diffusers, test_open_clip, test_timm, timm_cases, torch_mha_cases  # noqa: E402
 from tests.binders.libraries import library  # noqa: E402
 from tests.binders.literal import literal_mixing  # noqa: E402
 
@@ -49,7 +47,6 @@ BY_HAND = {
     "longformer": lambda: tf.LongformerModel(tf.LongformerConfig(**tiny.TEXT, attention_window=4)),
     "xlnet": lambda: tf.XLNetModel(tf.XLNetConfig(vocab_size=61, d_model=24, n_layer=1, n_head=3, d_inner=20)),
 }
-Row = dict[str, Any]
 
 
 def classes_of(model: nn.Module) -> list[str]:
@@ -112,11 +109,11 @@ def torch_rows() -> Iterable[Row]:
     image, tokens = torch.randn(2, 3, 16, 16), torch.randint(1, 61, (2, 7))
     decoder = nn.TransformerDecoderLayer(24, 4, 20, batch_first=True)
     users: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] = {
-        "nn.TransformerEncoder": (test_torch_mha.Stack, lambda m: m(x)),
-        "nn.TransformerEncoder, padded": (test_torch_mha.Stack, lambda m: m(x, hidden)[~hidden]),
+        "nn.TransformerEncoder": (torch_mha_cases.Stack, lambda m: m(x)),
+        "nn.TransformerEncoder, padded": (torch_mha_cases.Stack, lambda m: m(x, hidden)[~hidden]),
         "nn.TransformerDecoder": (lambda: nn.TransformerDecoder(decoder, 2), lambda m: m(x, memory)),
         "nn.Transformer": (lambda: nn.Transformer(24, 4, 1, 1, 20, batch_first=True), lambda m: m(memory, x)),
-        "torchvision's ViT block": (test_torch_mha.VisionBlock, lambda m: m(x)),
+        "torchvision's ViT block": (torch_mha_cases.VisionBlock, lambda m: m(x)),
         "open_clip CLIP": (test_open_clip.clip, lambda m: torch.cat(m(image, tokens)[:2])),
         "open_clip AttentionalPooler": (
             lambda: library("open_clip").transformer.AttentionalPooler(24, 24, n_head=3, n_queries=5),
@@ -128,13 +125,13 @@ def torch_rows() -> Iterable[Row]:
         ),
     }
     for name, (build, run) in users.items():
-        with test_torch_mha.fast_path(True):
+        with torch_mha_cases.fast_path(True):
             yield measure("torch", name, lambda build=build: build().eval(), run, torch_literal)
 
 
 @contextmanager
 def torch_literal(model: nn.Module) -> Iterable[None]:
-    with test_torch_mha.fast_path(False), test_torch_mha.literal_by_weights(model):
+    with torch_mha_cases.fast_path(False), torch_mha_cases.literal_by_weights(model):
         yield
 
 
@@ -172,87 +169,6 @@ def timm_architectures() -> Iterable[Row]:
             state = ("yes" if not refused else "partly") if served else "no"
             row = {"library": "timm", "family": name, "tags": tags[name], "works": state}
             yield {**row, "classes": sorted(served), "refused": sorted(refused)}
-
-
-def table(rows: list[Row], group: str) -> list[str]:
-    lines = ["| family | attention classes | works | error |", "|---|---|---|---|"]
-    for row in (row for row in rows if row["library"] == group):
-        if "why" in row:
-            lines.append(f"| {row['family']} | | refused: attention computed by hand | |")
-        else:
-            works = "yes" if row["works"] else "**no**"
-            lines.append(f"| {row['family']} | {', '.join(row['classes'])} | {works} | {row['error']:.0e} |")
-    return lines
-
-
-def timm_table(rows: list[Row]) -> list[str]:
-    walked = [row for row in rows if row["library"] == "timm"]
-    kinds: dict[tuple[str, str, str], list[Row]] = {}
-    for row in walked:
-        kinds.setdefault((row["works"], ", ".join(row["classes"]), ", ".join(row["refused"])), []).append(row)
-    count = {state: sum(row["tags"] for row in walked if row["works"] == state) for state in ("yes", "partly", "no")}
-    lines = [
-        f"{sum(count.values())} pretrained tags ({len(walked)} architectures) have attention of several heads: "
-        f"**{count['yes']}** fully served, {count['partly']} in part (name the modules with `target_modules`), "
-        f"{count['no']} refused.",
-        "",
-        "| served | classes | classes refused | tags | for example |",
-        "|---|---|---|---|---|",
-    ]
-    order = sorted(
-        kinds.items(), key=lambda item: (-"no partly yes".index(item[0][0]), -sum(r["tags"] for r in item[1]))
-    )
-    for (state, classes, refused), members in order:
-        lines.append(
-            f"| {state} | {classes} | {refused} | {sum(r['tags'] for r in members)} | {members[0]['family']} |"
-        )
-    return lines
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "peft", "timm", "diffusers", "open_clip_torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def write(rows: list[Row]) -> None:
-    facts = versions()
-    works = Counter(row["library"] for row in rows if row["works"] is True)
-    lines = [
-        "# Coverage",
-        "",
-        "Made by `python benchmarks/coverage.py`; each row of it is in [coverage.json](coverage.json). Error: largest "
-        "difference of the output from the",
-        "library's own eager attention with its softmaxed maps mixed by plain torch, as a share of the largest output; "
-        "float32,",
-        "CPU, random signed coefficients. " + ", ".join(f"{name} {number}" for name, number in facts.items()) + ".",
-        "",
-        f"## transformers: {works['transformers']} families run",
-        "",
-        *table(rows, "transformers"),
-        "",
-        f"## torch.nn.MultiheadAttention: {works['torch']} users run",
-        "",
-        *table(rows, "torch"),
-        "",
-        f"## diffusers: {works['diffusers']} models run",
-        "",
-        *table(rows, "diffusers"),
-        "",
-        "## timm",
-        "",
-        *timm_table(rows),
-        "",
-        f"Each class was run on its own ({works['timm class']} set-ups):",
-        "",
-        *table(rows, "timm class"),
-    ]
-    (ROOT / "docs" / "coverage.md").write_text("\n".join(lines) + "\n")
-    (ROOT / "docs" / "coverage.json").write_text(json.dumps({"versions": facts, "rows": rows}, indent=1) + "\n")
 
 
 def main() -> None:

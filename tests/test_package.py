@@ -49,6 +49,8 @@ def test_import_and_a_call_load_no_optional_package() -> None:
         "PIL",
         "rich",
         "onnx",
+        "onnxruntime",
+        "onnxscript",
         "gguf",
         "timm",
         "diffusers",

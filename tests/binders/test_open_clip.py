@@ -14,7 +14,7 @@ from coeff_tuning import CoeffConfig
 from coeff_tuning.errors import UnsupportedModelError
 from tests import tiny
 from tests.binders.libraries import library
-from tests.binders.test_torch_mha import fast_path, literal_by_weights
+from tests.binders.torch_mha_cases import fast_path, literal_by_weights
 
 VISION = {"image_size": 16, "patch_size": 8, "layers": 2, "width": 24, "head_width": 8}
 TEXT = {"context_length": 7, "vocab_size": 61, "width": 24, "heads": 3, "layers": 2}
@@ -77,3 +77,16 @@ def test_own_attention_class() -> None:
     torch.testing.assert_close(plain(x), ours, **TOLERANCE)
     with pytest.raises(UnsupportedModelError, match="scaled_cosine=True"):
         get_peft_model(nn.Sequential(Attention(24, 3, scaled_cosine=True)), CoeffConfig())
+
+
+def test_pool_of_the_residual_networks_is_refused() -> None:
+    pool = pooling_network()
+    with pytest.raises(UnsupportedModelError, match="AttentionPool2d, calls torch's attention function"):
+        get_peft_model(pool, CoeffConfig())
+
+
+def pooling_network() -> nn.Module:
+    library("open_clip")
+    from open_clip.modified_resnet import AttentionPool2d
+
+    return nn.Sequential(AttentionPool2d(2, 24, 3), nn.MultiheadAttention(24, 3))

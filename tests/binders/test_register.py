@@ -7,6 +7,7 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from coeff_tuning import CoeffConfig, register_attention
 from coeff_tuning.errors import AdapterNotAppliedError, UnsupportedModelError
@@ -68,3 +69,48 @@ def test_what_cannot_be_registered_or_served() -> None:
     register_attention(Own, num_heads="heads")
     with pytest.raises(UnsupportedModelError, match="attribute 'heads'; got None"):
         get_peft_model(nn.Sequential(Own()), CoeffConfig())
+
+
+class Switched(nn.Module):
+    """Its switch between fused and other attention belongs to the class."""
+
+    num_heads, fused_attn = 3, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        attend = F.scaled_dot_product_attention if self.fused_attn else lambda q, k, v: v
+        return attend(heads, heads, heads).transpose(1, 2).flatten(2)
+
+
+def test_switch_of_the_class_is_on_only_while_coefficients_are() -> None:
+    register_attention(Switched)
+    model = tiny.randomise(get_peft_model(nn.Sequential(Switched()), CoeffConfig()).eval())
+    x = torch.randn(2, 5, 21)
+    assert not torch.equal(model(x), x)
+    with model.disable_adapter():
+        assert torch.equal(model(x), x)
+    assert model.unload()[0].fused_attn is False
+    assert Switched.fused_attn is False
+
+
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_unload_under_something_put_on_top_raises() -> None:
+    x = torch.randn(2, 5, 24)
+    host = nn.MultiheadAttention(24, 3, batch_first=True)
+    model = get_peft_model(nn.Sequential(host), CoeffConfig())
+    parametrize.register_parametrization(host, "in_proj_weight", Doubled())
+    with pytest.raises(UnsupportedModelError, match="its class is now ParametrizedMultiheadAttention"):
+        model.unload()
+    parametrize.remove_parametrizations(host, "in_proj_weight")
+    host.forward = host.forward  # as accelerate's hooks do
+    with pytest.raises(UnsupportedModelError, match="its instance carries a forward"):
+        model.unload()
+    del host.forward
+    assert type(model.unload()[0]) is nn.MultiheadAttention
+    assert host(x, x, x)[0].shape == x.shape

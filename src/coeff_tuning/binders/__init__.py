@@ -10,7 +10,7 @@ from coeff_tuning.binders.layouts import register_attention, register_library
 
 BINDERS: tuple[Binder, ...] = (transformers.BINDER, torch_mha.BINDER, sdpa.BINDER, diffusers.BINDER)
 register_library(timm.LAYOUTS, timm.REFUSED)
-register_library(open_clip.LAYOUTS, {})
+register_library(open_clip.LAYOUTS, open_clip.REFUSED)
 
 
 def find_binder(module: nn.Module) -> Binder | None:

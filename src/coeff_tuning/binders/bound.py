@@ -76,8 +76,19 @@ def unbind_class(module: nn.Module) -> None:
 
     Args:
         module: the module, bound by `bind_class`.
+
+    Raises:
+        UnsupportedModelError: something was put on top since, and would be left half removed.
     """
-    module.__class__ = class_of(module)
+    base, now = class_of(module), type(module)
+    own_forward = "forward" in vars(module)
+    if own_forward or not issubclass(now, Bound) or now is not _bound_class(now.bound_mixin, base):  # type: ignore[arg-type]
+        raise UnsupportedModelError(
+            f"{base.__name__} must be as coefficients made it before they go; its class is now {now.__name__}"
+            f"{' and its instance carries a forward' if own_forward else ''}. Remove the parametrization, sharding or "
+            "accelerate hook that was put on it since, then unload."
+        )
+    module.__class__ = base
 
 
 @cache

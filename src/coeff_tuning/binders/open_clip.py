@@ -12,3 +12,4 @@ def _why_not(module: Any) -> str | None:
 
 
 LAYOUTS = {"open_clip.transformer.Attention": Layout(why_not=_why_not)}
+REFUSED = {"open_clip.modified_resnet.AttentionPool2d": "calls torch's attention function with weights of its own"}

@@ -6,6 +6,7 @@ only. Each class is listed with the place of its heads; none is guessed from sha
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class Mixing(TorchFunctionMode):
                 raise UnsupportedModelError(f"{type(self.module).__name__} must not pass a mask with its heads apart.")
             query, key, value = (x.movedim(axis, -3) for x in (query, key, value))
         batch = query.shape[:-3]
-        coeff = coeff_for(self.module, self.coeff, query.shape[-3], batch.numel())
+        coeff = coeff_for(self.module, self.coeff, query.shape[-3], math.prod(batch))
         if coeff.dim() == 3:
             coeff = coeff.reshape(*batch, heads, heads)
         out = coeff_attention(query, key, value, coeff, attn_mask, dropout_p, is_causal, scale, enable_gqa)
@@ -112,9 +113,10 @@ class MixedSdpa(Bound):
         vars(self)["use_fsdpa"] = value
 
     def _switch(self, name: str) -> bool:
-        if name not in vars(self):
+        own = vars(self).get(name, getattr(self.base_class, name, None))
+        if own is None:
             raise AttributeError(name)
-        return bool(vars(self)[name]) or self.coefficients.is_active
+        return bool(own) or self.coefficients.is_active
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward, its attention mixed.

@@ -55,4 +55,4 @@ def reference_attention(request: Request) -> Tensor:
     return (mixed @ value).to(request.query.dtype)  # (B, H, L, Ev)
 
 
-BACKEND = Backend("reference", priority=10, supports=supports, call=reference_attention)
+BACKEND = Backend("reference", priority=10, supports=supports, call=reference_attention, is_exportable=True)

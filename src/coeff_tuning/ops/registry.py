@@ -2,7 +2,8 @@
 
 A backend says by itself whether it can serve a request and, if not, why. The one with the highest priority
 that can is taken; a caller who names one gets that one or an error. Each new choice, with the reasons of
-those that were passed over, is logged once at INFO under the logger `coeff_tuning.ops`.
+those that were passed over, is logged once at INFO under the logger `coeff_tuning.ops`. While a model is exported only
+backends of plain torch operations are taken, so that the program needs nothing of this package.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from coeff_tuning.errors import UnsupportedError
-from coeff_tuning.ops.request import Request
+from coeff_tuning.ops.request import Request, is_exporting
 
 _logger = logging.getLogger("coeff_tuning.ops")
 _backends: dict[str, Backend] = {}
@@ -31,12 +32,14 @@ class Backend:
         priority: the highest that supports a request is taken.
         supports: answers `(True, "")`, or `(False, reason)` with one sentence that names the actual value.
         call: computes `(B, H, L, Ev)` in the dtype of `query`. Autocast is off when it runs.
+        is_exportable: whether it is plain torch operations for every size, so that `torch.export` and ONNX can hold it.
     """
 
     name: str
     priority: int
     supports: Callable[[Request], tuple[bool, str]]
     call: Callable[[Request], Tensor]
+    is_exportable: bool = False
 
 
 def register_backend(backend: Backend) -> None:
@@ -63,7 +66,8 @@ def select_backend(request: Request, name: str | None = None) -> Backend:
 
     Args:
         request: the checked call.
-        name: this backend and no other. None: the first by priority that supports the request.
+        name: this backend and no other. None: the first by priority that supports the request; of the exportable ones
+            while a model is exported.
 
     Returns:
         The backend; its `supports(request)` is true.
@@ -84,6 +88,8 @@ def select_backend(request: Request, name: str | None = None) -> Backend:
 
     refusals: list[str] = []
     for backend in _by_priority():
+        if is_exporting() and not backend.is_exportable:
+            continue  # before it can look at sizes, which would then be fixed in the program
         supported, reason = backend.supports(request)
         if supported:
             _log_once(backend.name, tuple(refusals))

@@ -55,6 +55,12 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` or `torch.onnx.export` traces this call; torch can tell since 2.7."""
+    tell = getattr(torch.compiler, "is_exporting", None)
+    return tell is not None and bool(tell())
+
+
 def in_functorch_transform() -> bool:
     """Whether a `torch.func` transform (vmap, grad, ...) is at work, so that values cannot be read."""
     return bool(torch._C._are_functorch_transforms_active())

@@ -70,4 +70,4 @@ def open_dead_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
     return (mask | dead if mask.dtype == torch.bool else mask.masked_fill(dead, 0.0)), dead
 
 
-BACKEND = Backend("sdpa", priority=30, supports=supports, call=sdpa_attention)
+BACKEND = Backend("sdpa", priority=30, supports=supports, call=sdpa_attention, is_exportable=True)
