@@ -17,7 +17,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from coeff_tuning.errors import AdapterFileError, CombinationError
-from coeff_tuning.tuner import checks
+from coeff_tuning.tuner import checks, fit
 from coeff_tuning.tuner.combined import combined_class
 from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig, check_weights
 from coeff_tuning.tuner.model import CoeffModel
@@ -113,7 +113,7 @@ def load_coeff(
     add_coeff(peft_model, config, name)
     weights = load_peft_weights(str(folder), device="cpu")
     try:
-        checks.require_fit(peft_model, {f"{key}.{name}": value for key, value in weights.items()}, name)
+        fit.require_fit(peft_model, {f"{key}.{name}": value for key, value in weights.items()}, name)
     except Exception:
         peft_model.delete_adapter(name)
         raise

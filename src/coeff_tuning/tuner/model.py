@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from coeff_tuning.binders import find_binder
 from coeff_tuning.errors import MergeError
-from coeff_tuning.tuner import checks, mixed_batch
+from coeff_tuning.tuner import checks, fit, mixed_batch
 from coeff_tuning.tuner.config import CoeffConfig
 from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer
 from coeff_tuning.tuner.targets import find_targets, is_excluded
@@ -135,14 +135,14 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
-        checks.require_fit(model, remapped, adapter_name)
+        fit.require_fit(model, remapped, adapter_name)
         return remapped
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         # PEFT before 0.21 has no `_remap_adapter_state_dict_for_load`; this runs before any layer is loaded.
         own = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-        checks.require_fit(self, own)
-        checks.require_same_shapes(self, own)
+        fit.require_fit(self, own)
+        fit.require_same_shapes(self, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # Using
