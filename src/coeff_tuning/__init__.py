@@ -7,6 +7,7 @@ Importing the package registers the method `COEFF` with PEFT, so that `get_peft_
     your own modules   register_attention
     PEFT method        CoeffConfig, CoeffModel, CoeffLayer
     beside LoRA, ...   add_coeff, load_coeff
+    many adapters      load_adapters
     errors             errors (module)
 """
 
@@ -19,6 +20,7 @@ from coeff_tuning.ops import list_backends
 from coeff_tuning.tuner.combine import add_coeff, load_coeff
 from coeff_tuning.tuner.config import CoeffConfig
 from coeff_tuning.tuner.layer import CoeffLayer
+from coeff_tuning.tuner.many import load_adapters
 from coeff_tuning.tuner.model import CoeffModel
 from coeff_tuning.tuner.register import register
 
@@ -35,6 +37,7 @@ __all__ = [
     "coeff_attention",
     "errors",
     "list_backends",
+    "load_adapters",
     "load_coeff",
     "register_attention",
 ]

@@ -12,7 +12,7 @@ from torch import nn
 
 from coeff_tuning.errors import AdapterNotAppliedError, CombinationError
 from coeff_tuning.tuner.config import CoeffConfig
-from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer
+from coeff_tuning.tuner.layer import BASE_ADAPTER, CHILD_NAME, CoeffLayer
 
 LAYER_DROP_NAMES = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 ORDER_ADVICE = (
@@ -128,12 +128,13 @@ def require_name(adapter_name: str) -> None:
         adapter_name: name of a new adapter.
 
     Raises:
-        ValueError: it is empty, has a dot, or is a method of `torch.nn.ParameterDict`.
+        ValueError: it is empty, has a dot, is a method of `torch.nn.ParameterDict`, or means no adapter.
     """
-    if not adapter_name or "." in adapter_name or hasattr(nn.ParameterDict, adapter_name):
+    is_reserved = adapter_name == BASE_ADAPTER or hasattr(nn.ParameterDict, adapter_name)
+    if not adapter_name or "." in adapter_name or is_reserved:
         raise ValueError(
             f"adapter_name must be a name without dots that torch.nn.ParameterDict does not use itself, such as "
-            f"'default'; got {adapter_name!r}."
+            f"'default', and not {BASE_ADAPTER!r}; got {adapter_name!r}."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from coeff_tuning.errors import AdapterMismatchError
@@ -26,7 +27,7 @@ def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name
     Raises:
         AdapterMismatchError: a layer has no saved coefficients, saved coefficients have no layer, or sizes differ.
     """
-    saved = {key: value.shape for key, value in state_dict.items() if SAVED_KEY.search(key)}
+    saved = {key: value for key, value in state_dict.items() if SAVED_KEY.search(key)}
     if adapter_name is None and not saved:
         return
     names = {key.rpartition(".")[2] for key in saved} if adapter_name is None else {adapter_name}
@@ -37,6 +38,19 @@ def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name
         for adapter, parameter in getattr(layer, holder).items()
         if adapter in names
     }
+    require_match(expected, saved)
+
+
+def require_match(expected: Mapping[str, torch.Size], saved: Mapping[str, Tensor]) -> None:
+    """Raise unless saved matrices are those that a model expects.
+
+    Args:
+        expected: their shapes by key.
+        saved: the matrices.
+
+    Raises:
+        AdapterMismatchError: a key is missing or in excess, a shape differs, or a matrix is not finite.
+    """
     missing, foreign = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
     if missing and _hosts(missing) == _hosts(foreign):
         raise AdapterMismatchError(
@@ -49,17 +63,17 @@ def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name
             f"{len(missing)} modules have none saved {_first(missing)} and {len(foreign)} saved matrices have no "
             f"module {_first(foreign)}. Load the adapter into the model that it was trained on."
         )
-    sizes = [key for key in expected if expected[key] != saved[key]]
+    sizes = [key for key in expected if expected[key] != saved[key].shape]
     if sizes:
         raise AdapterMismatchError(
             f"Saved coefficients must be (H, H) for the heads of their module; {sizes[0]} is "
-            f"{tuple(saved[sizes[0]])} in the file and {tuple(expected[sizes[0]])} in the model. Load the adapter into "
-            "the model that it was trained on."
+            f"{tuple(saved[sizes[0]].shape)} in the file and {tuple(expected[sizes[0]])} in the model. "
+            "Load the adapter into the model that it was trained on."
         )
-    for key in saved:
-        if not (state_dict[key].is_floating_point() and state_dict[key].isfinite().all()):
+    for key, value in saved.items():
+        if not (value.is_floating_point() and value.isfinite().all()):
             raise AdapterMismatchError(
-                f"Saved coefficients must be finite floating-point numbers; {key} holds {state_dict[key].dtype} "
+                f"Saved coefficients must be finite floating-point numbers; {key} holds {value.dtype} "
                 "values that are not. Save the adapter again from a run that did not diverge."
             )
 

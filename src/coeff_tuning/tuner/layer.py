@@ -41,6 +41,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         coeff_delta: the trained `(H, H)` matrix of each residual adapter, by adapter name.
         coeff_delta_direct: the trained `(H, H)` matrix of each direct adapter, by adapter name.
         sample_adapters: adapter name of each sample while a mixed batch runs, else `None`.
+        sample_coeff: their matrices, `(B, H, H)`; `None` where this layer holds none of the adapters.
         was_applied: whether a forward pass of the attention module has reached this layer.
 
     Cost: `H * H` numbers per adapter.
@@ -61,6 +62,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.coeff_dropout: dict[str, float] = {}
         self.merged_adapters: list[str] = []
         self.sample_adapters: Sequence[str] | None = None
+        self.sample_coeff: Tensor | None = None
         self.was_applied = False
         # Follows the attention module through .to(), so that a later adapter lands on the right device.
         self.register_buffer("host_marker", torch.empty(0, device=device, dtype=dtype), persistent=False)
@@ -85,8 +87,20 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """Whether this layer changes its attention module now: enabled, with an active adapter that it holds."""
         if self.disable_adapters:
             return False
-        names = self.active_adapters if self.sample_adapters is None else self.sample_adapters
-        return any(name in self.adapters for name in names)
+        if self.sample_adapters is not None:
+            return self.sample_coeff is not None
+        return any(self.holds(name) for name in self.active_adapters)
+
+    def holds(self, adapter_name: str) -> bool:
+        """Whether this layer has a matrix of an adapter.
+
+        Args:
+            adapter_name: its name.
+
+        Returns:
+            Whether it has one.
+        """
+        return adapter_name in self.coeff_delta or adapter_name in self.coeff_delta_direct
 
     def update_layer(self, adapter_name: str, config: CoeffConfig) -> None:
         """Add an adapter.
@@ -103,10 +117,30 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             delta = torch.eye(self.num_heads, device=device)
         else:
             delta = torch.zeros(shape, device=device)
-        holder = self.coeff_delta_direct if config.parameterization == "direct" else self.coeff_delta
-        holder[adapter_name] = nn.Parameter(delta)
-        self.coeff_dropout[adapter_name] = config.coeff_dropout
+        self.put(adapter_name, nn.Parameter(delta), config)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def put(self, adapter_name: str, matrix: nn.Parameter, config: CoeffConfig) -> None:
+        """Hold an adapter's matrix; which adapters are active and trainable stays as it is.
+
+        Args:
+            adapter_name: its name.
+            matrix: `(H, H)`.
+            config: its dropout and parameterization.
+        """
+        holder = self.coeff_delta_direct if config.parameterization == "direct" else self.coeff_delta
+        holder[adapter_name] = matrix
+        self.coeff_dropout[adapter_name] = config.coeff_dropout
+
+    def set_samples(self, adapter_names: Sequence[str] | None) -> None:
+        """Start a mixed batch, whose matrices are built once for all its passes, or end it.
+
+        Args:
+            adapter_names: name of the adapter of each sample. None: the active adapters serve every sample again.
+        """
+        names = [] if adapter_names is None else adapter_names
+        self.sample_coeff = self._coeff_per_sample(names) if any(map(self.holds, names)) else None
+        self.sample_adapters = adapter_names
 
     def coeff(self) -> Tensor:
         """The matrix applied now: all active adapters, with dropout in training mode.
@@ -115,24 +149,30 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             `(H, H)`, or `(B, H, H)` while a mixed batch runs. Row h is the mixture used by output head h. The identity
             where no adapter is active.
         """
-        if self.sample_adapters is not None:
-            return self._coeff_per_sample(self.sample_adapters)
+        if self.sample_coeff is not None:
+            return self.sample_coeff
         return self._coeff_of([] if self.disable_adapters else self.active_adapters)
 
     def _coeff_of(self, adapter_names: Sequence[str]) -> Tensor:
         identity = torch.eye(self.num_heads, device=self.host_marker.device)
-        adapters = self.adapters
-        names = [name for name in adapter_names if name in adapters]
-        deltas = [F.dropout(adapters[name], self.coeff_dropout[name], self.training) for name in names]
+        names = [name for name in adapter_names if self.holds(name)]
+        deltas = [F.dropout(self._matrix(name), self.coeff_dropout[name], self.training) for name in names]
         direct = sum(name in self.coeff_delta_direct for name in names)
         coeff = identity if direct == 0 else (1 - direct) * identity
         return sum(deltas, start=coeff)
 
     def _coeff_per_sample(self, adapter_names: Sequence[str]) -> Tensor:
-        unique = list(dict.fromkeys(adapter_names))
-        matrices = torch.stack([self._coeff_of([name]) for name in unique])  # (adapters, H, H)
-        index = torch.tensor([unique.index(name) for name in adapter_names], device=matrices.device)
-        return matrices[index]  # (B, H, H)
+        identity = torch.eye(self.num_heads, device=self.host_marker.device)
+        rows = {name: row for row, name in enumerate(dict.fromkeys(adapter_names))}
+        deltas = [self._matrix(name) if self.holds(name) else torch.zeros_like(identity) for name in rows]
+        is_residual = torch.tensor([name not in self.coeff_delta_direct for name in rows], device=identity.device)
+        matrices = torch.stack(deltas) + is_residual[:, None, None] * identity  # (adapters, H, H)
+        return matrices[torch.tensor([rows[name] for name in adapter_names], device=identity.device)]  # (B, H, H)
+
+    def _matrix(self, adapter_name: str) -> nn.Parameter:
+        holder = self.coeff_delta if adapter_name in self.coeff_delta else self.coeff_delta_direct
+        matrix: nn.Parameter = holder[adapter_name]
+        return matrix
 
     def set_weighted_sum(self, adapter_name: str, weights: dict[str, float]) -> None:
         """Set an adapter to `coeff = I + sum_a weights[a] * (coeff_a - I)`; adapters not held here count as `I`.

@@ -184,7 +184,11 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        with mixed_batch.sample_adapters(self.model, self.training, kwargs):
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        with mixed_batch.sample_adapters(self.model, self.training, kwargs, names, names):
             yield
 
     def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
