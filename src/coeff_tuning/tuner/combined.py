@@ -98,22 +98,23 @@ class _Combined:
         """Call the model; `adapter_names=[...]` names for each sample an adapter, or a tuple of one of each method."""
         if kwargs.get("adapter_names") is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        with self._samples(kwargs):
+        with self._samples(args, kwargs):
             return super().forward(*args, **{**kwargs, "adapter_names": None})  # type: ignore[misc]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate; `adapter_names` as in `forward`."""
         if kwargs.get("adapter_names") is None:
             return super().generate(*args, **kwargs)  # type: ignore[misc]
-        with self._samples(kwargs):
+        with self._samples(args, kwargs):
             return super().generate(*args, **{**kwargs, "adapter_names": None})  # type: ignore[misc]
 
     @contextmanager
-    def _samples(self, kwargs: dict[str, Any]) -> Iterator[None]:
+    def _samples(self, args: Any, kwargs: dict[str, Any]) -> Iterator[None]:
         """Mix the samples of a batch ourselves; PEFT knows the names of one method, and leaves hooks after an error."""
         own_names = self._coeff_names()
         other_names = [name for name in self.peft_config if name not in own_names]
         coeff, other = mixed_batch.split(kwargs["adapter_names"], own_names, other_names)
+        mixed_batch.check_batch(args, kwargs, len(coeff))  # PEFT before 0.21 calls the base model without its hooks
         if not self.has_active_enabled_adapter:
             yield
             return

@@ -67,14 +67,21 @@ def load_adapters(model: nn.Module, folders: Mapping[str, str | os.PathLike[str]
     kinds = _kinds(configs)
     weights: dict[str, dict[str, Tensor]] = {}
     for names in kinds:
-        if isinstance(model, PeftModel) and not isinstance(model.base_model, CoeffModel):
-            check_joining(model, configs[names[0]], names[0])
-        expected = _expected(base, configs[names[0]])
+        try:
+            if isinstance(model, PeftModel) and not isinstance(model.base_model, CoeffModel):
+                check_joining(model, configs[names[0]], names[0])
+            expected = _expected(base, configs[names[0]])
+        except ValueError as error:
+            raise type(error)(f"{folders[names[0]]}: {error}") from None
         weights |= {name: _read_weights(Path(folders[name]), expected) for name in names}
+    first = next(iter(folders))
     peft_model: Any = model
-    with _kept(base, next(iter(folders))):
+    if not isinstance(model, PeftModel):
+        peft_model = get_peft_model(model, configs[first], adapter_name=first)
+    with _kept(base, first):
         for names in kinds:
-            peft_model = _attach(peft_model, configs[names[0]], names[0])
+            if names[0] not in peft_model.peft_config:
+                _attach(peft_model, configs[names[0]], names[0])
             peft_model.peft_config.update({name: configs[name] for name in names})
             _put(base, configs, {name: weights[name] for name in names})
     return peft_model.eval()
@@ -162,14 +169,12 @@ def _kept(base: nn.Module, first: str) -> Iterator[None]:
         parameter.requires_grad = requires_grad
 
 
-def _attach(model: nn.Module, config: CoeffConfig, name: str) -> PeftModel:
+def _attach(peft_model: PeftModel, config: CoeffConfig, name: str) -> None:
     """Add the first adapter of a kind, which makes the layers and heads that it needs."""
-    if not isinstance(model, PeftModel):
-        return get_peft_model(model, config, adapter_name=name)
-    if isinstance(model.base_model, CoeffModel):
-        model.add_adapter(name, config)
-        return model
-    return add_coeff(model, config, name)
+    if isinstance(peft_model.base_model, CoeffModel):
+        peft_model.add_adapter(name, config)
+    else:
+        add_coeff(peft_model, config, name)
 
 
 @torch.no_grad()

@@ -151,6 +151,21 @@ def _copies(model: Any, kwargs: Mapping[str, Any]) -> int:
 
 
 def _check_batch(module: nn.Module, args: Any, kwargs: dict[str, Any], count: int, copies: int) -> None:
+    check_batch(args, kwargs, count, copies)
+
+
+def check_batch(args: Sequence[Any], kwargs: Mapping[str, Any], count: int, copies: int = 1) -> None:
+    """Raise unless a call's batch has as many samples as there are names.
+
+    Args:
+        args: positional arguments of a forward or generate call.
+        kwargs: its keywords.
+        count: number of names.
+        copies: consecutive copies of each sample that the batch may hold.
+
+    Raises:
+        ValueError: it has more or fewer.
+    """
     main = args[0] if args else next((kwargs[name] for name in INPUTS if kwargs.get(name) is not None), None)
     if isinstance(main, Tensor) and main.shape[0] not in (count, count * copies):
         raise ValueError(
