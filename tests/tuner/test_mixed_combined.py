@@ -51,8 +51,10 @@ def inputs(family: str) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def other_config(family: str, **settings: Any) -> LoraConfig:
+def other_config(family: str, **settings: Any) -> Any:
     head = {"modules_to_save": ["classifier"]} if family == "vit" else {}
+    if settings.pop("method", "lora") == "road":
+        return peft.RoadConfig(target_modules=TARGETS[family], group_size=8, init_weights=False, **head)
     return LoraConfig(
         task_type=TASKS.get(family), r=2, target_modules=TARGETS[family], init_lora_weights=False, **head, **settings
     )
@@ -100,9 +102,9 @@ def run(model: nn.Module, batch: dict[str, Any], **kwargs: Any) -> torch.Tensor:
     return model(**batch, **kwargs).logits
 
 
-@pytest.mark.parametrize("family", ["bert", "vit", "llama"])
-def test_each_sample_as_if_alone(family: str, tmp_path: Path) -> None:
-    model, batch = combined(family), inputs(family)
+@pytest.mark.parametrize(("family", "method"), [("bert", "lora"), ("vit", "lora"), ("llama", "lora"), ("vit", "road")])
+def test_each_sample_as_if_alone(family: str, method: str, tmp_path: Path) -> None:
+    model, batch = combined(family, method=method), inputs(family)
     before = run(model, batch)
     model.save_pretrained(tmp_path)
     mixed = run(model, batch, adapter_names=ENTRIES)
