@@ -8,6 +8,7 @@ Importing the package registers the method `COEFF` with PEFT, so that `get_peft_
     PEFT method        CoeffConfig, CoeffModel, CoeffLayer
     beside LoRA, ...   add_coeff, load_coeff
     into the weights   merge_approximately, MergeReport; exactly: PEFT's merge_and_unload
+    many adapters      load_adapters
     errors             errors (module)
 """
 
@@ -21,6 +22,7 @@ from coeff_tuning.tuner.approximate import MergeReport, merge_approximately
 from coeff_tuning.tuner.combine import add_coeff, load_coeff
 from coeff_tuning.tuner.config import CoeffConfig
 from coeff_tuning.tuner.layer import CoeffLayer
+from coeff_tuning.tuner.many import load_adapters
 from coeff_tuning.tuner.model import CoeffModel
 from coeff_tuning.tuner.register import register
 
@@ -38,6 +40,7 @@ __all__ = [
     "coeff_attention",
     "errors",
     "list_backends",
+    "load_adapters",
     "load_coeff",
     "merge_approximately",
     "register_attention",

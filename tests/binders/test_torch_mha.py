@@ -96,9 +96,9 @@ def test_mixed_batch() -> None:
     tiny.randomise(model, seed=5)
     x = torch.randn(L, 3, E)
     together = model.base_model.model.attn
-    together.coefficients.sample_adapters = ["other", "__base__", "default"]
+    together.coefficients.set_samples(["other", "__base__", "default"])
     out = model(x, x, x)[0]
-    together.coefficients.sample_adapters = None
+    together.coefficients.set_samples(None)
     for i, name in ((0, "other"), (2, "default")):
         model.set_adapter(name)
         torch.testing.assert_close(out[:, i], model(x, x, x)[0][:, i], **TOLERANCE)

@@ -242,6 +242,32 @@ def test_weighted_sum(parameterization: str, tmp_path: Path) -> None:
     assert torch.equal(run(PeftModel.from_pretrained(model, tmp_path / "sum"), inputs), run(peft_model, inputs))
 
 
+@pytest.mark.parametrize("parameterization", ["residual", "direct"])
+def test_arithmetic_of_adapters(parameterization: str) -> None:
+    peft_model, inputs = trained("vit", parameterization=parameterization)
+    base = run(tiny.build("vit")[0], inputs)
+    peft_model.add_adapter("second", CoeffConfig(parameterization=parameterization, init="random", init_scale=0.4))
+
+    def coefficients(names: list[str], weights: list[float]) -> list[torch.Tensor]:
+        name = f"sum{len(peft_model.peft_config)}"
+        peft_model.add_weighted_adapter(names, weights, name)
+        peft_model.set_adapter(name)
+        return [layer.coeff().detach().clone() for layer in layers(peft_model)]
+
+    first, second = coefficients(["default"], [1.0]), coefficients(["second"], [1.0])
+    for share in (0.0, 0.3, 1.0):
+        between = coefficients(["default", "second"], [1.0 - share, share])
+        torch.testing.assert_close(between, [torch.lerp(a, b, share) for a, b in zip(first, second, strict=True)])
+    peft_model.add_weighted_adapter(["default"], [-1.0], "minus")
+    nothing = coefficients(["default", "minus"], [1.0, 1.0])
+    torch.testing.assert_close(nothing, [torch.eye(3)] * 2)
+    torch.testing.assert_close(run(peft_model, inputs), base, atol=2e-6, rtol=1e-5)
+    assert torch.equal(torch.stack(coefficients(["default"], [0.0])), torch.eye(3).expand(2, 3, 3))
+    peft_model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "total")
+    torch.testing.assert_close(coefficients(["total", "second"], [1.0, -1.0]), first)
+    assert not torch.allclose(torch.stack(first), torch.stack(second), atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

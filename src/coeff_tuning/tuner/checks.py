@@ -1,23 +1,18 @@
-"""Checks that keep coefficients from being silently unused, half loaded or lost beside another PEFT method."""
+"""Checks that keep coefficients from being silently unused or lost beside another PEFT method."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from torch import Tensor, nn
+from torch import nn
 
-from coeff_tuning.errors import AdapterMismatchError, AdapterNotAppliedError, CombinationError
+from coeff_tuning.errors import AdapterNotAppliedError, CombinationError
 from coeff_tuning.tuner.config import CoeffConfig
-from coeff_tuning.tuner.groups import require_groups
-from coeff_tuning.tuner.layer import CHILD_NAME, DELTA_NAME, DIRECT_NAME, CoeffLayer
+from coeff_tuning.tuner.layer import BASE_ADAPTER, CHILD_NAME, CoeffLayer
 
-# Keys of saved coefficients; those that fit no module may lack the adapter's name.
-SAVED_KEY = re.compile(rf"{CHILD_NAME}\.({DELTA_NAME}|{DIRECT_NAME})(\.|$)")
 LAYER_DROP_NAMES = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 ORDER_ADVICE = (
     "Attach the other method first with get_peft_model, then the coefficients with "
@@ -122,87 +117,6 @@ def _after_pass(model: nn.Module, args: Any, output: Any) -> None:
         _remove(model._forward_hooks, _after_pass)
 
 
-# Loading
-
-
-def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name: str | None = None) -> None:
-    """Raise unless saved coefficients fit a model's layers one to one.
-
-    Args:
-        model: model with the adapters attached.
-        state_dict: tensors with keys as in the model's own state dict; those of other parameters do not matter.
-        adapter_name: the adapter that is being loaded. None: those that the keys name, which may be none.
-
-    Raises:
-        AdapterMismatchError: a layer has no saved coefficients, saved coefficients have no layer, or sizes differ.
-    """
-    saved = {key: value.shape for key, value in state_dict.items() if SAVED_KEY.search(key)}
-    if adapter_name is None and not saved:
-        return
-    names = {key.rpartition(".")[2] for key in saved} if adapter_name is None else {adapter_name}
-    expected = {
-        f"{name}.{holder}.{adapter}": parameter.shape
-        for name, layer in coeff_layers(model)
-        for holder in (DELTA_NAME, DIRECT_NAME)
-        for adapter, parameter in getattr(layer, holder).items()
-        if adapter in names
-    }
-    missing, foreign = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
-    if missing and _hosts(missing) == _hosts(foreign):
-        raise AdapterMismatchError(
-            "Saved coefficients must have the parameterization of the adapter that they are loaded into; one of the "
-            f"two is 'direct' and the other 'residual' {_first(foreign)}. Load them under a new adapter name."
-        )
-    if missing or foreign:
-        raise AdapterMismatchError(
-            f"Saved coefficients must fit the model's {len(expected)} adapted attention modules one to one; "
-            f"{len(missing)} modules have none saved {_first(missing)} and {len(foreign)} saved matrices have no "
-            f"module {_first(foreign)}. Load the adapter into the model that it was trained on."
-        )
-    sizes = [key for key in expected if expected[key] != saved[key]]
-    if sizes:
-        raise AdapterMismatchError(
-            f"Saved coefficients must be (H, H) for the heads of their module; {sizes[0]} is "
-            f"{tuple(saved[sizes[0]])} in the file and {tuple(expected[sizes[0]])} in the model. Load the adapter into "
-            "the model that it was trained on."
-        )
-    require_groups(coeff_layers(model), state_dict, names)
-    for key in saved:
-        if not (state_dict[key].is_floating_point() and state_dict[key].isfinite().all()):
-            raise AdapterMismatchError(
-                f"Saved coefficients must be finite floating-point numbers; {key} holds {state_dict[key].dtype} "
-                "values that are not. Save the adapter again from a run that did not diverge."
-            )
-
-
-def require_same_shapes(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Raise before anything is copied if a tensor of an adapter, such as a saved head, has another shape.
-
-    Args:
-        model: model with the adapter attached.
-        state_dict: tensors with keys as in the model's own state dict.
-
-    Raises:
-        AdapterMismatchError: shapes differ; the first is named.
-    """
-    parameters = dict(model.named_parameters())
-    for key, value in state_dict.items():
-        if key in parameters and parameters[key].shape != value.shape:
-            raise AdapterMismatchError(
-                f"A saved tensor must have the shape of the model's; {key} is {tuple(value.shape)} in the file and "
-                f"{tuple(parameters[key].shape)} in the model. Make the model as it was in training, for example with "
-                "the same num_labels."
-            )
-
-
-def _hosts(keys: list[str]) -> list[str]:
-    return [key.rpartition(f".{CHILD_NAME}.")[0] for key in keys]
-
-
-def _first(keys: list[str]) -> str:
-    return f"(first: {keys[0]})" if keys else "(none)"
-
-
 # Naming and combining
 
 
@@ -213,12 +127,13 @@ def require_name(adapter_name: str) -> None:
         adapter_name: name of a new adapter.
 
     Raises:
-        ValueError: it is empty, has a dot, or is a method of `torch.nn.ParameterDict`.
+        ValueError: it is empty, has a dot, is a method of `torch.nn.ParameterDict`, or means no adapter.
     """
-    if not adapter_name or "." in adapter_name or hasattr(nn.ParameterDict, adapter_name):
+    is_reserved = adapter_name == BASE_ADAPTER or hasattr(nn.ParameterDict, adapter_name)
+    if not adapter_name or "." in adapter_name or is_reserved:
         raise ValueError(
             f"adapter_name must be a name without dots that torch.nn.ParameterDict does not use itself, such as "
-            f"'default'; got {adapter_name!r}."
+            f"'default', and not {BASE_ADAPTER!r}; got {adapter_name!r}."
         )
 
 
@@ -238,38 +153,3 @@ def require_fresh(model: nn.Module) -> None:
             f"CoeffConfig needs a model without other adapters in get_peft_model; this {type(model).__name__} carries "
             f"{others or list(configs)}, and two stacked PeftModels cannot be saved and loaded. {ORDER_ADVICE}"
         )
-
-
-def require_summable(
-    configs: Mapping[str, PeftConfig], adapters: Sequence[str], weights: Sequence[float], adapter_name: str
-) -> None:
-    """Raise unless a weighted sum of adapters has a meaning.
-
-    Args:
-        configs: configs of the adapters that exist.
-        adapters: names to add up.
-        weights: one weight for each.
-        adapter_name: name of the sum.
-
-    Raises:
-        ValueError: it has none; the message says why.
-    """
-    unknown = [name for name in adapters if not isinstance(configs.get(name), CoeffConfig)]
-    if unknown or not adapters:
-        raise ValueError(f"adapters must name coefficient adapters among {list(configs)}; got {list(adapters)}.")
-    if len(adapters) != len(weights) or len(set(adapters)) != len(adapters):
-        raise ValueError(
-            "There must be one weight for each adapter, and each adapter once; got "
-            f"{list(adapters)} and {list(weights)}."
-        )
-    if adapter_name in configs:
-        raise ValueError(f"adapter_name must be a new name; {adapter_name!r} exists already.")
-    if not all(isinstance(weight, (int, float)) and math.isfinite(weight) for weight in weights):
-        raise ValueError(f"weights must be finite numbers; got {list(weights)}.")
-    require_name(adapter_name)
-    heads = {name: configs[name].modules_to_save for name in adapters}
-    if len({str(modules) for modules in heads.values()}) > 1:
-        raise ValueError(f"adapters must have the same modules_to_save; got {heads}.")
-    kinds = {configs[name].parameterization for name in adapters}
-    if len(kinds) > 1:
-        raise ValueError(f"adapters must all be residual or all be direct; {list(adapters)} are {sorted(kinds)}.")

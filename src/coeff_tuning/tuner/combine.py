@@ -17,7 +17,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from coeff_tuning.errors import AdapterFileError, CombinationError
-from coeff_tuning.tuner import checks
+from coeff_tuning.tuner import checks, fit
 from coeff_tuning.tuner.combined import combined_class
 from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig, check_weights
 from coeff_tuning.tuner.model import CoeffModel
@@ -58,7 +58,7 @@ def add_coeff(peft_model: PeftModel, config: CoeffConfig, adapter_name: str = "c
         >>> list(model.peft_config)
         ['default', 'coeff']
     """
-    _check_arguments(peft_model, config, adapter_name)
+    check_joining(peft_model, config, adapter_name)
     base: Any = peft_model.get_base_model()
     config.base_model_name_or_path = base.__dict__.get("name_or_path", None) or None
     with _kept(base), warnings.catch_warnings():
@@ -113,7 +113,7 @@ def load_coeff(
     add_coeff(peft_model, config, name)
     weights = load_peft_weights(str(folder), device="cpu")
     try:
-        checks.require_fit(peft_model, {f"{key}.{name}": value for key, value in weights.items()}, name)
+        fit.require_fit(peft_model, {f"{key}.{name}": value for key, value in weights.items()}, name)
     except Exception:
         peft_model.delete_adapter(name)
         raise
@@ -123,7 +123,20 @@ def load_coeff(
     return peft_model
 
 
-def _check_arguments(peft_model: Any, config: Any, adapter_name: str) -> None:
+def check_joining(peft_model: Any, config: Any, adapter_name: str) -> None:
+    """Raise unless coefficients can join another method.
+
+    Args:
+        peft_model: the model with the other method.
+        config: the coefficients.
+        adapter_name: their name.
+
+    Raises:
+        TypeError: the arguments are not a PeftModel and a CoeffConfig.
+        CombinationError: the model has no other method that adapts layers, is a stack of PeftModels, or `config` asks
+            for `modules_to_save`.
+        ValueError: the name is taken.
+    """
     if not isinstance(peft_model, PeftModel):
         raise TypeError(
             f"add_coeff needs a PeftModel with another method; got {type(peft_model).__name__}. For coefficients alone "
@@ -171,7 +184,7 @@ def _find_coeff_folder(path: Path) -> Path:
     found: list[Path] = [
         config.parent
         for config in [path / CONFIG_NAME, *sorted(path.glob(f"*/{CONFIG_NAME}"))]
-        if config.is_file() and _peft_type(config) == PEFT_TYPE
+        if config.is_file() and peft_type_of(config) == PEFT_TYPE
     ]
     if path in found:
         return path
@@ -183,7 +196,18 @@ def _find_coeff_folder(path: Path) -> Path:
     return found[0]
 
 
-def _peft_type(config: Path) -> str | None:
+def peft_type_of(config: Path) -> str | None:
+    """The PEFT method that a saved config is of.
+
+    Args:
+        config: the file.
+
+    Returns:
+        Its name, if the config has one.
+
+    Raises:
+        AdapterFileError: the file is not a JSON object.
+    """
     try:
         return json.loads(config.read_text(encoding="utf-8")).get("peft_type")  # type: ignore[no-any-return]
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:

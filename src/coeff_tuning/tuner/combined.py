@@ -18,6 +18,7 @@ from peft.utils import CONFIG_NAME
 from torch import nn
 
 from coeff_tuning.errors import CombinationError, MergeError
+from coeff_tuning.tuner import mixed_batch
 from coeff_tuning.tuner.checks import coeff_layers, unwatch
 from coeff_tuning.tuner.config import CoeffConfig
 from coeff_tuning.tuner.merge import merge_exactly
@@ -30,6 +31,9 @@ class _Combined:
     peft_config: dict[str, Any]
     base_model: Any
     get_base_model: Any
+    training: bool
+    active_adapters: list[str]
+    has_active_enabled_adapter: bool
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Choose the active adapter of the method that the name belongs to; the other method stays as it is."""
@@ -55,6 +59,16 @@ class _Combined:
         del self.peft_config[adapter_name]
         if not self._coeff_names():
             self._leave()
+
+    def add_adapter(self, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter of the other method, whose checks of its own configs would stumble over coefficients."""
+        if adapter_name in self.peft_config:
+            raise ValueError(f"adapter_name must be new; the model has {list(self.peft_config)}, {adapter_name!r} too.")
+        own = {name: self.peft_config.pop(name) for name in self._coeff_names()}
+        try:
+            super().add_adapter(adapter_name, peft_config, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.peft_config.update(own)
 
     def load_adapter(self, model_id: str | os.PathLike[str], adapter_name: str, *args: Any, **kwargs: Any) -> Any:
         """Load an adapter; over an existing one, also the coefficients that were saved in the same folder."""
@@ -91,16 +105,46 @@ class _Combined:
             detach(model)
         return model  # type: ignore[no-any-return]
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model; `adapter_names=[...]` names for each sample an adapter, or a tuple of one of each method."""
+        if kwargs.get("adapter_names") is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        with self._samples(args, kwargs):
+            return super().forward(*args, **{**kwargs, "adapter_names": None})  # type: ignore[misc]
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate; `adapter_names` as in `forward`."""
+        if kwargs.get("adapter_names") is None:
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+        with self._samples(args, kwargs):
+            return super().generate(*args, **{**kwargs, "adapter_names": None})  # type: ignore[misc]
+
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise CombinationError(
-                "adapter_names=[...] must name one method's adapters; this model combines another method with "
-                "coefficients, which would act on every sample of the batch. Run the samples of each adapter in a "
-                "batch of their own."
-            )
-        with super()._enable_peft_forward_hooks(*args, **kwargs):  # type: ignore[misc]
+    def _samples(self, args: Any, kwargs: dict[str, Any]) -> Iterator[None]:
+        """Mix the samples of a batch ourselves; PEFT knows the names of one method, and leaves hooks after an error."""
+        own_names = self._coeff_names()
+        other_names = [name for name in self.peft_config if name not in own_names]
+        coeff, other = mixed_batch.split(kwargs["adapter_names"], own_names, other_names)
+        mixed_batch.check_batch(args, kwargs, len(coeff))  # PEFT before 0.21 calls the base model without its hooks
+        if not self.has_active_enabled_adapter:
             yield
+            return
+        base = self.get_base_model()
+        told: list[str] | None = other
+        if set(other) == set(self.active_adapters):  # one adapter, active already: any method can do that
+            told = None
+        elif (refusing := mixed_batch.refusing_layer(base)) is not None or self._is_activated():
+            raise CombinationError(
+                f"Samples of a batch can only differ in coefficients here: {refusing or 'aLoRA'} runs a whole batch "
+                f"under one adapter. Name its active adapter {self.active_adapters} beside the coefficients of every "
+                f"sample, as in [({self.active_adapters[0]!r}, {own_names[0]!r}), ...], or run a batch for each."
+            )
+        with mixed_batch.sample_adapters(base, self.training, kwargs, coeff, told):
+            yield
+
+    def _is_activated(self) -> bool:
+        """Whether an adapter is an aLoRA, which acts from a token of its own on."""
+        return any(getattr(config, "alora_invocation_tokens", None) for config in self.peft_config.values())
 
     def _coeff_names(self) -> list[str]:
         return [name for name, config in self.peft_config.items() if isinstance(config, CoeffConfig)]

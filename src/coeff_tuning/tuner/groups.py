@@ -45,9 +45,23 @@ def require_groups(
     for name, layer in layers:
         for adapter in adapter_names & set(layer.kv_heads):
             key = next(k for k in state_dict if k.startswith(f"{name}.") and k.endswith(f".{adapter}"))
-            outside = int(state_dict[key].cpu()[~layer.mixed_entries(adapter).cpu()].count_nonzero())
-            if outside:
-                raise AdapterMismatchError(
-                    f"Coefficients of mixing='group' must be zero between heads of different value heads; {outside} "
-                    f"such numbers of {key} are not. Load them under a new adapter name."
-                )
+            require_zeros(key, state_dict[key], layer.mixed_entries(adapter))
+
+
+def require_zeros(key: str, matrix: Tensor, mixed: Tensor) -> None:
+    """Raise if a saved matrix has numbers outside the entries that `mixing="group"` has.
+
+    Args:
+        key: its name, for the message.
+        matrix: `(H, H)`.
+        mixed: `(H, H)` bool, the entries that may hold numbers.
+
+    Raises:
+        AdapterMismatchError: it has.
+    """
+    outside = int(matrix.cpu()[~mixed.cpu()].count_nonzero())
+    if outside:
+        raise AdapterMismatchError(
+            f"Coefficients of mixing='group' must be zero between heads of different value heads; {outside} such "
+            f"numbers of {key} are not. Load them under a new adapter name."
+        )

@@ -45,6 +45,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         kv_heads: number of value heads, for each adapter of `mixing="group"`; its entries between heads of different
             value heads are zero.
         sample_adapters: adapter name of each sample while a mixed batch runs, else `None`.
+        sample_coeff: their matrices, `(B, H, H)`; `None` where this layer holds none of the adapters.
         was_applied: whether a forward pass of the attention module has reached this layer.
 
     Cost: `H * H` numbers per adapter.
@@ -66,6 +67,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.kv_heads: dict[str, int] = {}
         self.merged_adapters: list[str] = []
         self.sample_adapters: Sequence[str] | None = None
+        self.sample_coeff: Tensor | None = None
         self.was_applied = False
         # Follows the attention module through .to(), so that a later adapter lands on the right device.
         self.register_buffer("host_marker", torch.empty(0, device=device, dtype=dtype), persistent=False)
@@ -90,8 +92,20 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """Whether this layer changes its attention module now: enabled, with an active adapter that it holds."""
         if self.disable_adapters:
             return False
-        names = self.active_adapters if self.sample_adapters is None else self.sample_adapters
-        return any(name in self.adapters for name in names)
+        if self.sample_adapters is not None:
+            return self.sample_coeff is not None
+        return any(self.holds(name) for name in self.active_adapters)
+
+    def holds(self, adapter_name: str) -> bool:
+        """Whether this layer has a matrix of an adapter.
+
+        Args:
+            adapter_name: its name.
+
+        Returns:
+            Whether it has one.
+        """
+        return adapter_name in self.coeff_delta or adapter_name in self.coeff_delta_direct
 
     def update_layer(self, adapter_name: str, config: CoeffConfig, kv_heads: int | None = None) -> None:
         """Add an adapter.
@@ -109,13 +123,35 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             delta = torch.eye(self.num_heads, device=device)
         else:
             delta = torch.zeros(shape, device=device)
+        if kv_heads is not None:
+            delta = delta * same_value_head(self.num_heads, kv_heads, device)
+        self.put(adapter_name, nn.Parameter(delta), config, kv_heads)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def put(self, adapter_name: str, matrix: nn.Parameter, config: CoeffConfig, kv_heads: int | None = None) -> None:
+        """Hold an adapter's matrix; which adapters are active and trainable stays as it is.
+
+        Args:
+            adapter_name: its name.
+            matrix: `(H, H)`.
+            config: its dropout and parameterization.
+            kv_heads: as in `update_layer`.
+        """
         holder = self.coeff_delta_direct if config.parameterization == "direct" else self.coeff_delta
+        holder[adapter_name] = matrix
         if kv_heads is not None:
             self.kv_heads[adapter_name] = kv_heads
-            delta = delta * self.mixed_entries(adapter_name)
-        holder[adapter_name] = nn.Parameter(delta)
         self.coeff_dropout[adapter_name] = config.coeff_dropout
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def set_samples(self, adapter_names: Sequence[str] | None) -> None:
+        """Start a mixed batch, whose matrices are built once for all its passes, or end it.
+
+        Args:
+            adapter_names: name of the adapter of each sample. None: the active adapters serve every sample again.
+        """
+        names = [] if adapter_names is None else adapter_names
+        self.sample_coeff = self._coeff_per_sample(names) if any(map(self.holds, names)) else None
+        self.sample_adapters = adapter_names
 
     def coeff(self) -> Tensor:
         """The matrix applied now: all active adapters, with dropout in training mode.
@@ -124,8 +160,8 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             `(H, H)`, or `(B, H, H)` while a mixed batch runs. Row h is the mixture used by output head h. The identity
             where no adapter is active.
         """
-        if self.sample_adapters is not None:
-            return self._coeff_per_sample(self.sample_adapters)
+        if self.sample_coeff is not None:
+            return self.sample_coeff
         return self._coeff_of([] if self.disable_adapters else self.active_adapters, self.training)
 
     @torch.no_grad()
@@ -152,40 +188,25 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return same_value_head(self.num_heads, self.kv_heads[adapter_name], self.host_marker.device)
 
     def _matrix(self, adapter_name: str) -> Tensor:
-        matrix = self.adapters[adapter_name]
+        holder = self.coeff_delta if adapter_name in self.coeff_delta else self.coeff_delta_direct
+        matrix: Tensor = holder[adapter_name]
         return matrix * self.mixed_entries(adapter_name) if adapter_name in self.kv_heads else matrix
 
     def _coeff_of(self, adapter_names: Sequence[str], training: bool) -> Tensor:
         identity = torch.eye(self.num_heads, device=self.host_marker.device)
-        adapters = self.adapters
-        names = [name for name in adapter_names if name in adapters]
+        names = [name for name in adapter_names if self.holds(name)]
         deltas = [F.dropout(self._matrix(name), self.coeff_dropout[name], training) for name in names]
         direct = sum(name in self.coeff_delta_direct for name in names)
         coeff = identity if direct == 0 else (1 - direct) * identity
         return sum(deltas, start=coeff)
 
     def _coeff_per_sample(self, adapter_names: Sequence[str]) -> Tensor:
-        unique = list(dict.fromkeys(adapter_names))
-        matrices = torch.stack([self._coeff_of([name], self.training) for name in unique])  # (adapters, H, H)
-        index = torch.tensor([unique.index(name) for name in adapter_names], device=matrices.device)
-        return matrices[index]  # (B, H, H)
-
-    def set_weighted_sum(self, adapter_name: str, weights: dict[str, float]) -> None:
-        """Set an adapter to `coeff = I + sum_a weights[a] * (coeff_a - I)`; adapters not held here count as `I`.
-
-        Args:
-            adapter_name: an adapter that this layer holds.
-            weights: weight of each adapter in the sum; all of the same parameterization.
-        """
-        adapters = self.adapters
-        held = {name: weight for name, weight in weights.items() if name in adapters}
-        zero = torch.zeros_like(adapters[adapter_name].data)
-        total = sum((weight * adapters[name].data for name, weight in held.items()), start=zero)
-        if adapter_name in self.coeff_delta_direct:
-            rest = 1.0 - sum(held.values())
-            if rest:  # a single weight of 1.0 copies the adapter bit for bit
-                total = total + rest * torch.eye(self.num_heads, device=self.host_marker.device)
-        adapters[adapter_name].data.copy_(total)
+        identity = torch.eye(self.num_heads, device=self.host_marker.device)
+        rows = {name: row for row, name in enumerate(dict.fromkeys(adapter_names))}
+        deltas = [self._matrix(name) if self.holds(name) else torch.zeros_like(identity) for name in rows]
+        is_residual = torch.tensor([name not in self.coeff_delta_direct for name in rows], device=identity.device)
+        matrices = torch.stack(deltas) + is_residual[:, None, None] * identity  # (adapters, H, H)
+        return matrices[torch.tensor([rows[name] for name in adapter_names], device=identity.device)]  # (B, H, H)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Do nothing: LoRA's own merge visits every adapter layer, and coefficients stay active beside it.
@@ -216,20 +237,3 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def extra_repr(self) -> str:
         """The number of heads and the adapters, for `print(model)`."""
         return f"num_heads={self.num_heads}, adapters={list(self.adapters)}"
-
-
-@torch.no_grad()
-def set_weighted_module(wrapper: Any, adapter_name: str, weights: dict[str, float]) -> None:
-    """Set a saved module to `original + sum_a weights[a] * (module_a - original)`.
-
-    Args:
-        wrapper: PEFT's `ModulesToSaveWrapper`.
-        adapter_name: the adapter whose module is set.
-        weights: weight of each adapter in the sum.
-    """
-    rest = 1.0 - sum(weights.values())
-    for name, target in wrapper.modules_to_save[adapter_name].named_parameters():
-        parts = [w * wrapper.modules_to_save[a].get_parameter(name) for a, w in weights.items()]
-        if rest:  # a single weight of 1.0 copies the module bit for bit
-            parts.append(rest * wrapper.original_module.get_parameter(name))
-        target.copy_(sum(parts[1:], start=parts[0]))

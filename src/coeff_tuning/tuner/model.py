@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from coeff_tuning.binders import find_binder
 from coeff_tuning.errors import MergeError
-from coeff_tuning.tuner import checks, mixed_batch
+from coeff_tuning.tuner import checks, fit, mixed_batch, weighted
 from coeff_tuning.tuner import merge as merging
 from coeff_tuning.tuner.config import CoeffConfig
-from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer, set_weighted_module
+from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer
 from coeff_tuning.tuner.targets import find_targets, is_excluded
 
 
@@ -138,14 +138,14 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
-        checks.require_fit(model, remapped, adapter_name)
+        fit.require_fit(model, remapped, adapter_name)
         return remapped
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         # PEFT before 0.21 has no `_remap_adapter_state_dict_for_load`; this runs before any layer is loaded.
         own = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-        checks.require_fit(self, own)
-        checks.require_same_shapes(self, own)
+        fit.require_fit(self, own)
+        fit.require_same_shapes(self, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # Using
@@ -187,7 +187,11 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        with mixed_batch.sample_adapters(self.model, self.training, kwargs):
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        with mixed_batch.sample_adapters(self.model, self.training, kwargs, names, names):
             yield
 
     def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
@@ -202,28 +206,14 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
             ValueError: unknown adapters, a name that exists, other numbers of names and weights, or adapters of both
                 parameterizations.
         """
-        checks.require_summable(self.peft_config, adapters, weights, adapter_name)
-        first: CoeffConfig = self.peft_config[adapters[0]]
-        targets = sorted(name for name, m in self._named_layers() if set(adapters) & set(m.adapters))
-        self.peft_config[adapter_name] = CoeffConfig(
-            task_type=first.task_type,
-            target_modules=[name.removesuffix(f".{CHILD_NAME}") for name in targets],
-            coeff_dropout=first.coeff_dropout,
-            parameterization=first.parameterization,
-            mixing="group" if all(self.peft_config[a].mixing == "group" for a in adapters) else "full",
-            inference_mode=first.inference_mode,
-            base_model_name_or_path=first.base_model_name_or_path,
-            allow_unused=first.allow_unused,
-            modules_to_save=first.modules_to_save,
+        weighted.require_summable(self.peft_config, adapters, weights, adapter_name)
+        targets = sorted(name for name, layer in self._named_layers() if any(map(layer.holds, adapters)))
+        configs = [self.peft_config[name] for name in adapters]
+        self.peft_config[adapter_name] = weighted.config_of_sum(
+            configs, [name.removesuffix(f".{CHILD_NAME}") for name in targets]
         )
         self.inject_adapter(self.model, adapter_name)
-        sums = dict(zip(adapters, weights, strict=True))
-        for layer in self._layers():
-            if adapter_name in layer.adapters:
-                layer.set_weighted_sum(adapter_name, sums)
-        for module in self.model.modules():
-            if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
-                set_weighted_module(module, adapter_name, sums)
+        weighted.set_sum(self.model, adapter_name, dict(zip(adapters, weights, strict=True)))
 
     # Taking off
 
