@@ -1,15 +1,12 @@
-"""Each sample of a batch under its own adapter, or under none; and a thousand adapters, loaded at once.
+"""A thousand saved adapters in one model: each sample of a batch under its own, beside LoRA, or under none.
 
     python examples/many_adapters.py
 
-The models are tiny random ViTs so that the example runs anywhere in seconds; put any transformers model in their place.
-On one CPU core it prints
+The model is a tiny random ViT so that the example runs anywhere in seconds; put any transformers model in its place. On
+one CPU core it prints (in one line)
 
-    four behaviours in one batch; 'dogs' alone differs by 6e-08
-    LoRA and coefficients, sample by sample; both alone differ by 3e-08
-    loaded 1000 adapters in 1.1 s
-    1000 images under 1000 adapters in one batch: 0.1 s
-    'user7' alone differs by 6e-08
+    loaded 1000 adapters in 1.1 s; one batch of 1000 images, each under its own: 0.2 s; 'user7' alone differs by 1e-07,
+    'user7' with LoRA by 6e-08
 """
 
 import tempfile
@@ -21,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
-from coeff_tuning import CoeffConfig, add_coeff, load_adapters
+from coeff_tuning import CoeffConfig, load_adapters
 
 START = CoeffConfig(init="random", init_scale=0.3)  # stands for a trained adapter
 
@@ -47,32 +44,28 @@ def write_adapters(root: Path, count: int) -> dict[str, Path]:
 
 @torch.no_grad()
 def main() -> None:
-    model = get_peft_model(vit(), START, adapter_name="cats").eval()
-    model.add_adapter("dogs", START)
-    model.add_weighted_adapter(["cats", "dogs"], [0.5, 0.5], "between")
-    images = torch.randn(1000, 3, 32, 32)
-    mixed = model(images[:4], adapter_names=["cats", "dogs", "between", "__base__"]).pooler_output
-    model.set_adapter("dogs")
-    single = model(images[1:2]).pooler_output
-    print(f"four behaviours in one batch; 'dogs' alone differs by {(mixed[1:2] - single).abs().max():.0e}")
-
-    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-    both = add_coeff(get_peft_model(vit(), lora, adapter_name="style"), START, "cats").eval()
-    mixed = both(images[:3], adapter_names=[("style", "cats"), "style", "cats"]).pooler_output
-    single = both(images[:1]).pooler_output
-    print(f"LoRA and coefficients, sample by sample; both alone differ by {(mixed[:1] - single).abs().max():.0e}")
-
+    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)  # stands for a trained one
+    model = get_peft_model(vit(), lora, adapter_name="style")
     with tempfile.TemporaryDirectory() as root:
         folders = write_adapters(Path(root), 1000)
         start = time.perf_counter()
-        served = load_adapters(vit(), folders)
-        print(f"loaded {len(served.peft_config)} adapters in {time.perf_counter() - start:.1f} s")
+        load_adapters(model, folders)
+        loaded = time.perf_counter() - start
+
+    images = torch.randn(1000, 3, 32, 32)
     start = time.perf_counter()
-    mixed = served(images, adapter_names=list(folders)).pooler_output
-    print(f"1000 images under 1000 adapters in one batch: {time.perf_counter() - start:.1f} s")
-    served.set_adapter("user7")
-    single = served(images[7:8]).pooler_output
-    print(f"'user7' alone differs by {(mixed[7:8] - single).abs().max():.0e}")
+    mixed = model(images, adapter_names=list(folders)).pooler_output
+    ran = time.perf_counter() - start
+    alone = model(images[7:8], adapter_names=["user7"]).pooler_output
+
+    some = model(images[:4], adapter_names=[("style", "user7"), "style", "user7", "__base__"]).pooler_output
+    model.set_adapter("user7")  # LoRA's adapter stays active
+    both = model(images[:1]).pooler_output
+    print(
+        f"loaded {len(folders)} adapters in {loaded:.1f} s; one batch of 1000 images, each under its own: {ran:.1f} s; "
+        f"'user7' alone differs by {(mixed[7:8] - alone).abs().max():.0e}, "
+        f"'user7' with LoRA by {(some[:1] - both).abs().max():.0e}"
+    )
 
 
 if __name__ == "__main__":

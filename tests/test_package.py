@@ -24,7 +24,16 @@ def test_public_names() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["CoeffConfig", "CoeffLayer", "CoeffModel", "add_coeff", "coeff_attention", "load_coeff", "register_attention"],
+    [
+        "CoeffConfig",
+        "CoeffLayer",
+        "CoeffModel",
+        "add_coeff",
+        "coeff_attention",
+        "load_adapters",
+        "load_coeff",
+        "register_attention",
+    ],
 )
 def test_public_docstrings_say_arguments_and_errors(name: str) -> None:
     doc = inspect.getdoc(getattr(coeff_tuning, name)) or ""
