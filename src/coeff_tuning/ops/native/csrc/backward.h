@@ -40,6 +40,7 @@ struct Backward {
   const Team team;
   const int64_t thread;
   float *queries, *douts, *bias, *maps, *dmixed, *mixed, *gram, *rows, *peak, *inverse, *dquery, *coeff_t;
+  Bias bias_kind = Bias::NONE;
   bool needs_scores;
 
   static int64_t floats(const Problem& p) {
@@ -120,14 +121,14 @@ struct Backward {
 
   void write_maps(const Block& block, int64_t h, int64_t tile, int keys) {
     float* map = of_tile(maps, tile, h);
-    const Bias kind = write_bias(p, block, h, tile * KEYS, keys, bias);
-    if (kind == Bias::SKIP) {
+    if (h == 0 || !is_shared_by_heads(p)) bias_kind = write_bias(p, block, h, tile * KEYS, keys, bias);
+    if (bias_kind == Bias::SKIP) {
       std::fill_n(map, keys * block.lanes, 0.0f);
       return;
     }
     product<false>(keys, block.lanes, p.key_size, p.key.at(block.item, p.kv_head(h), tile * KEYS), p.key.position, 1,
                    queries + h * p.key_size * block.lanes, block.lanes, map, block.lanes);
-    if (kind == Bias::ADD) add(map, bias, keys * block.lanes);
+    if (bias_kind == Bias::ADD) add(map, bias, keys * block.lanes);
     probabilities(map, keys, block.lanes, peak + h * block.lanes, inverse + h * block.lanes);
   }
 

@@ -30,20 +30,20 @@ OWN_REGISTERS inline void exponentials(float* scores, int keys, int64_t lanes, f
 
 struct Forward {
   const Problem& p;
-  float *panel, *bias, *maps, *peaks, *peak, *total, *weight, *mixed, *sums, *coeff_t, *is_seen;
+  float *panel, *biases, *kinds, *maps, *peaks, *peak, *total, *weight, *mixed, *sums, *coeff_t, *is_seen;
 
   static int64_t floats(const Problem& p) {
     const int64_t tiles = p.tiles(), rows = p.heads * p.block_queries;
-    const int64_t sums = rows * p.value_size;
-    return p.block_queries * p.key_size + p.tile_step() + tiles * p.heads * p.tile_step() + tiles * rows + 3 * rows + p.heads * p.tile_step() + sums +
-           p.heads * p.heads + tiles + 11 * 16;
+    return p.block_queries * p.key_size + tiles * (p.heads + 1) * p.tile_step() + tiles * (rows + 2) + 3 * rows +
+           p.heads * p.tile_step() + rows * p.value_size + p.heads * p.heads + 12 * 16;
   }
 
   Forward(const Problem& p, float* memory) : p(p) {
     const int64_t tiles = p.tiles(), rows = p.heads * p.block_queries;
     Arena arena{memory};
     panel = arena.take(p.block_queries * p.key_size);
-    bias = arena.take(p.tile_step());
+    biases = arena.take(tiles * p.tile_step());
+    kinds = arena.take(tiles);
     maps = arena.take(tiles * p.heads * p.tile_step());
     peaks = arena.take(tiles * rows);
     peak = arena.take(rows);
@@ -84,7 +84,9 @@ struct Forward {
     const int64_t first = tile * KEYS;
     float* scores = tile_maps(tile, h);
     float* tile_peak = tile_peaks(block, tile, h);
-    const Bias kind = write_bias(p, block, h, first, keys, bias);
+    float* bias = biases + tile * p.tile_step();
+    if (h == 0 || !is_shared_by_heads(p)) kinds[tile] = static_cast<float>(write_bias(p, block, h, first, keys, bias));
+    const Bias kind = static_cast<Bias>(kinds[tile]);
     if (kind == Bias::SKIP) {
       std::fill_n(scores, keys * block.lanes, 0.0f);
       std::fill_n(tile_peak, block.lanes, -INFINITY);

@@ -18,19 +18,25 @@ inline float bias_at(const Problem& p, int64_t item, int64_t head, int64_t query
   return static_cast<const float*>(mask.data)[at];
 }
 
+// Whether all heads see the same, so that what was written for the first serves the others.
+inline bool is_shared_by_heads(const Problem& p) { return p.mask.kind == NO_MASK || p.mask.head == 0; }
+
 // Write the numbers that mask and causality add to the scores of `head` and keys `first..first + keys - 1`, [key][lane].
 inline Bias write_bias(const Problem& p, const Block& block, int64_t head, int64_t first, int keys, float* bias) {
   const bool crosses_diagonal = p.is_causal && first + keys - 1 > block.first;
   if (p.mask.kind == NO_MASK && !crosses_diagonal) return Bias::NONE;
+  const bool is_shared = p.mask.query == 0 && !crosses_diagonal;  // by all queries, as padding is
   bool any_seen = false, any_added = false;
-  for (int key = 0; key < keys; key++)
-    for (int64_t lane = 0; lane < block.lanes; lane++) {
-      const int64_t query = std::min(block.first + lane, p.queries - 1);
-      const float value = bias_at(p, block.item, head, query, first + key);
-      bias[key * block.lanes + lane] = value;
-      any_seen |= value != -INFINITY;
-      any_added |= value != 0.0f;
+  for (int key = 0; key < keys; key++) {
+    float* row = bias + key * block.lanes;
+    const int64_t lanes = is_shared ? 1 : block.lanes;
+    for (int64_t lane = 0; lane < lanes; lane++) {
+      row[lane] = bias_at(p, block.item, head, std::min(block.first + lane, p.queries - 1), first + key);
+      any_seen |= row[lane] != -INFINITY;
+      any_added |= row[lane] != 0.0f;
     }
+    if (is_shared) std::fill_n(row, block.lanes, row[0]);
+  }
   return any_seen ? any_added ? Bias::ADD : Bias::NONE : Bias::SKIP;
 }
 
