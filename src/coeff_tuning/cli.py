@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         "predict": (_predict, "use a finished run on images or texts"),
         "compare": (_compare, "run several methods and seeds, and make one table"),
         "bench": (_bench, "speed and memory of the op and of whole models"),
+        "study": (_study, "the paper's evidence, one command each"),
         "demo": (_demo, "coefficients against the linear probe on handwritten digits"),
     }
     for name, (_, summary) in handlers.items():
@@ -112,6 +113,12 @@ def _bench(argv: list[str]) -> None:
     from coeff_tuning.bench.command import main as bench
 
     bench(argv)
+
+
+def _study(argv: list[str]) -> None:
+    from coeff_tuning.studies.command import main as study
+
+    study(argv)
 
 
 def _demo(argv: list[str]) -> None:

@@ -14,6 +14,7 @@ _EXTRA_OF = {
     "PIL": "train",
     "yaml": "train",
     "rich": "train",
+    "scipy": "train",
     "sklearn": "train",
     "threadpoolctl": "train",
     "onnx": "offline",
