@@ -8,7 +8,8 @@ from coeff_tuning import __version__, cli
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "predict", "compare", "demo", "bench op", "bench model", "bench plot", "study hull"]
+    "command",
+    ["train", "predict", "compare", "demo", "bench op", "bench model", "bench plot", "study hull", "study vtab"],
 )
 def test_help_ends_with_a_worked_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

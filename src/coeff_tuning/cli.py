@@ -57,7 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"coeff-tuning: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("coeff-tuning: interrupted; train --resume_from_checkpoint true and compare go on", file=sys.stderr)
+        print(
+            "coeff-tuning: interrupted; train --resume_from_checkpoint true, compare and study vtab go on",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -17,6 +17,7 @@ _EXTRA_OF = {
     "scipy": "train",
     "sklearn": "train",
     "threadpoolctl": "train",
+    "timm": "timm",
     "onnx": "offline",
     "gguf": "offline",
     "sentencepiece": "offline",

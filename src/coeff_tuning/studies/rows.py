@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def read(path: Path, study: str) -> list[Row]:
     """Rows of a file.
 
     Args:
-        path: written by `write` or `append`.
+        path: written by `write`.
         study: the study that they must be of.
 
     Returns:
@@ -40,12 +41,24 @@ def read(path: Path, study: str) -> list[Row]:
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    """Replace a file.
+    """Replace a file of rows.
 
     Args:
         path: the file; its folder is created.
         rows: what it will hold.
     """
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: whoever is killed meanwhile leaves the former one.
+
+    Args:
+        path: the file; its folder is created.
+        text: what it will hold.
+    """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
