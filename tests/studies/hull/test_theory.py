@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial import Delaunay
@@ -55,6 +55,7 @@ def test_two_different_maps_reach_any_distance(seed: int, scale: float, head: in
     other = (head + other) % H
     values, maps = layer.value[head], layer.mixed_maps()
     step = (maps[other] - maps[head]) @ values  # (N, 2)
+    assume(step[token].norm() > 1e-3)  # the maps differ: large weights make both look at the same token
     t = 2 * torch.cdist(values, values).max() / step[token].norm()
     layer.coeff_delta[head, head] -= t
     layer.coeff_delta[head, other] += t

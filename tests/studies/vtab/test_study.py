@@ -56,12 +56,14 @@ def test_every_method_trains(vtab: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert row["recipe"]["learning_rate"] == RECIPES[row["method"]].learning_rate
         assert row["settings"] == RECIPES[row["method"]].settings
         assert row["versions"]["torch"]
+        assert 0 < row["train_loss"] < 10
     assert not (tmp_path / "search.jsonl").exists()
     printed = capsys.readouterr().out
     assert "[14/14] kitti, coeff+vpt, seed 0" in printed
     assert "(1 of 19)" in printed
     assert "test_vit (random weights), normalisation: imagenet, no search, 1 epochs" in " ".join(printed.split())
     assert (tmp_path / "summary.md").read_text().count("| kitti |") == 1
+    assert "| cifar |" not in (tmp_path / "summary.md").read_text()
 
 
 @pytest.mark.parametrize("method", RECIPES)
@@ -188,7 +190,7 @@ def test_both_means() -> None:
     assert dict(zip(header, line, strict=True)) == {
         "method": "coeff",
         "seeds": "2",
-        "numbers": "0.002",
+        "numbers": "1,728",
         "natural": "90.30",
         "specialized": "60.85",
         "structured": "31.45",

@@ -11,7 +11,7 @@ from coeff_tuning.studies.vtab.tasks import CLASSES, GROUPS
 CAPTION = (
     "Test accuracy in %, after the last epoch; each task is the mean over its seeds. 'mean': of all tasks alike; 'of "
     "groups': mean of the three group means. A part of the tasks is marked with its number. Numbers: trained beside "
-    "the head, in millions, mean over tasks."
+    "the head."
 )
 
 
@@ -29,8 +29,8 @@ def summary(rows: list[Row]) -> tuple[list[str], tables.Cells]:
         own = [row for row in rows if row["method"] == method]
         scores = by_task(own)
         groups = [[scores[task] for task in tasks if task in scores] for tasks in GROUPS.values()]
-        numbers = mean(row["extra_parameters"] for row in own) / 1e6
-        line = [method, str(len({row["seed"] for row in own})), f"{numbers:.3f}"]
+        numbers = round(mean(row["extra_parameters"] for row in own))
+        line = [method, str(len({row["seed"] for row in own})), f"{numbers:,}"]
         line += [_cell(found, len(tasks)) for found, tasks in zip(groups, GROUPS.values(), strict=True)]
         line.append(_cell(list(scores.values()), len(CLASSES)))
         line.append(f"{100 * mean(map(mean, groups)):.2f}" if len(scores) == len(CLASSES) else "")
@@ -74,6 +74,7 @@ def page(rows: list[Row]) -> str:
     lines = [
         [task, *(f"{100 * scores[method][task]:.2f}" if task in scores[method] else "" for method in methods)]
         for task in CLASSES
+        if any(task in found for found in scores.values())
     ]
     parts = [CAPTION, tables.markdown(*summary(rows)), _settings(rows), tables.markdown(["task", *methods], lines)]
     return "\n\n".join(parts) + "\n"

@@ -60,7 +60,7 @@ def fit(job: Job, settings: dict[str, float], rows: tuple[Any, Any], options: Op
         options: model, normalisation, epochs.
 
     Returns:
-        `accuracy`, numbers of parameters and images, and seconds.
+        `accuracy`, mean training loss, numbers of parameters and images, and seconds.
     """
     from transformers import set_seed
 
@@ -71,10 +71,11 @@ def fit(job: Job, settings: dict[str, float], rows: tuple[Any, Any], options: Op
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:  # nothing is saved in it
         trainer = _trainer(classifier, folder, job, settings, (train, heldout), options)
-        trainer.train()
+        trained = trainer.train()
         measured = trainer.evaluate()
     return {
         "accuracy": measured["eval_accuracy"],
+        "train_loss": trained.training_loss,
         "extra_parameters": classifier.extra_parameters,
         "head_parameters": classifier.head_parameters,
         "train_images": len(train),
@@ -109,7 +110,8 @@ def _trainer(
         remove_unused_columns=False,
         label_names=["labels"],
         save_strategy="no",
-        logging_strategy="epoch",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # a run that diverged shows in its row
         report_to=[],
     )
     return CoeffTrainer(
