@@ -1,4 +1,4 @@
-"""Write the tables of measured speed into README.md, from the rows under docs/results.
+"""Write the tables of README.md and docs/hull.md, from the rows under docs/results.
 
 python benchmarks/readme_table.py            # writes
 python benchmarks/readme_table.py --check    # fails if a file does not hold what the rows say
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from coeff_tuning.bench.report import BUSY, machine
 from coeff_tuning.bench.rows import Row, figure, read
+from coeff_tuning.studies import rows as study_rows
+from coeff_tuning.studies.hull import report as hull_report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("docs") / "results"
@@ -43,6 +45,7 @@ def tables(results: Path) -> list[tuple[str, str, str]]:
     return [
         ("README.md", "memory", memory_sentence(memory)),
         ("README.md", "op speed", op_table(speed)),
+        ("docs/hull.md", "hull", hull_report.page(study_rows.read(results / "hull.jsonl", "hull"))),
     ]
 
 

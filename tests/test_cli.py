@@ -7,7 +7,10 @@ import pytest
 from coeff_tuning import __version__, cli
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "compare", "demo", "bench op", "bench model", "bench plot"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", "predict", "compare", "demo", "bench op", "bench model", "bench plot", "study hull", "study vtab"],
+)
 def test_help_ends_with_a_worked_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*command.split(), "--help"])
@@ -28,7 +31,7 @@ def test_top_level(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     out = capsys.readouterr().out
-    assert all(name in out for name in ("train", "predict", "compare", "bench", "demo"))
+    assert all(name in out for name in ("train", "predict", "compare", "bench", "study", "demo"))
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert __version__ in capsys.readouterr().out
@@ -36,7 +39,16 @@ def test_top_level(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [[], ["fly"], ["bench"], ["bench", "fly"], ["train", "paint"], ["train", "causal-lm", "--no_such_flag", "1"]],
+    [
+        [],
+        ["fly"],
+        ["bench"],
+        ["bench", "fly"],
+        ["study"],
+        ["study", "fly"],
+        ["train", "paint"],
+        ["train", "causal-lm", "--no_such_flag", "1"],
+    ],
 )
 def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -54,6 +54,7 @@ def test_import_and_a_call_load_no_optional_package() -> None:
     optional = {
         "datasets",
         "matplotlib",
+        "scipy",
         "sklearn",
         "PIL",
         "rich",

@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         "predict": (_predict, "use a finished run on images or texts"),
         "compare": (_compare, "run several methods and seeds, and make one table"),
         "bench": (_bench, "speed and memory of the op and of whole models"),
+        "study": (_study, "the paper's evidence, one command each"),
         "demo": (_demo, "coefficients against the linear probe on handwritten digits"),
     }
     for name, (_, summary) in handlers.items():
@@ -56,7 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"coeff-tuning: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("coeff-tuning: interrupted; train --resume_from_checkpoint true and compare go on", file=sys.stderr)
+        print(
+            "coeff-tuning: interrupted; train --resume_from_checkpoint true, compare and study vtab go on",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -112,6 +116,12 @@ def _bench(argv: list[str]) -> None:
     from coeff_tuning.bench.command import main as bench
 
     bench(argv)
+
+
+def _study(argv: list[str]) -> None:
+    from coeff_tuning.studies.command import main as study
+
+    study(argv)
 
 
 def _demo(argv: list[str]) -> None:

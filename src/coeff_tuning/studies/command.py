@@ -1,0 +1,91 @@
+"""The flags of `coeff-tuning study`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coeff_tuning.errors import RunError
+
+_HULL_EXAMPLE = """example (about a minute and a half):
+  coeff-tuning study hull --seeds 0,1,2,3,4 --output_dir runs/hull"""
+
+_VTAB_EXAMPLE = """example (two methods on one task; the same command goes on where it was interrupted):
+  coeff-tuning study vtab --root data/vtab-1k --tasks cifar --methods fact,coeff+fact --seeds 0,1,2 \\
+      --output_dir runs/vtab"""
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults in the help, and examples printed line by line."""
+
+
+def main(argv: list[str]) -> None:
+    """Run a study.
+
+    Args:
+        argv: the command line after `study`.
+    """
+    parser = argparse.ArgumentParser("coeff-tuning study", description="The paper's evidence, one command each.")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="NAME")
+    for name, summary, add in (
+        ("hull", "toy study: coefficients break out of the convex hull of the values", _add_hull),
+        ("vtab", "VTAB-1k: a vision transformer with coefficients and other methods, on 19 tasks", _add_vtab),
+    ):
+        description = f"{summary[0].upper()}{summary[1:]}."
+        add(commands.add_parser(name, help=summary, description=description, formatter_class=_Formatter))
+    arguments = parser.parse_args(argv)
+    arguments.run(arguments)
+
+
+def _add_hull(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _HULL_EXAMPLE
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas; the first is drawn")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps of each layer")
+    parser.add_argument("--output_dir", default="runs/hull", help="for hull.jsonl, hull.png and hull.gif")
+    parser.set_defaults(run=_run_hull)
+
+
+def _run_hull(arguments: argparse.Namespace) -> None:
+    from coeff_tuning.recipes.compare import parse_seeds
+    from coeff_tuning.studies.hull.command import study
+
+    if arguments.steps < 1:
+        raise RunError(f"--steps must be at least 1; got {arguments.steps}")
+    study(parse_seeds(arguments.seeds), arguments.steps, Path(arguments.output_dir))
+
+
+def _add_vtab(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _VTAB_EXAMPLE
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--root", required=True, help="folder of all tasks: ROOT/cifar/train800.txt and so on")
+    parser.add_argument("--tasks", default="all", help="separated by commas")
+    parser.add_argument("--methods", default="linear,coeff,lora,coeff+lora,fact,coeff+fact", help="'all', or some")
+    parser.add_argument("--seeds", default="0", help="separated by commas")
+    parser.add_argument("--model", default="vit_base_patch16_224.augreg_in21k", help="a model of timm")
+    parser.add_argument("--pretrained", action=switch, default=True, help="load its weights")
+    parser.add_argument("--normalise", default="imagenet", choices=["imagenet", "half", "none"], help="of pixels")
+    parser.add_argument("--search", action=switch, default=True, help="choose settings on val200 first")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--workers", type=int, default=4, help="processes that read images")
+    parser.add_argument("--output_dir", default="runs/vtab", help="for rows.jsonl, search.jsonl and summary.md")
+    parser.set_defaults(run=_run_vtab)
+
+
+def _run_vtab(arguments: argparse.Namespace) -> None:
+    from coeff_tuning.recipes.compare import parse_seeds
+    from coeff_tuning.studies.vtab import tasks
+    from coeff_tuning.studies.vtab.recipes import RECIPES
+    from coeff_tuning.studies.vtab.study import study
+    from coeff_tuning.studies.vtab.training import Options
+
+    if arguments.epochs is not None and arguments.epochs < 1:
+        raise RunError(f"--epochs must be at least 1; got {arguments.epochs}")
+    names = ("model", "pretrained", "normalise", "epochs", "search", "workers")
+    study(
+        Path(arguments.root),
+        Path(arguments.output_dir),
+        tasks.parse(arguments.tasks, list(tasks.CLASSES), "--tasks"),
+        tasks.parse(arguments.methods, list(RECIPES), "--methods"),
+        parse_seeds(arguments.seeds),
+        Options(**{name: getattr(arguments, name) for name in names}),
+    )
