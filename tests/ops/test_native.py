@@ -21,18 +21,18 @@ from tests.ops.attention_cases import NAMED, Case, as_served, assert_same, diffe
 
 pytestmark = pytest.mark.skipif(bool(library.why_missing()), reason=f"the native backend {library.why_missing()}")
 
-# Keys come in tiles of 48, queries in blocks of 32 to 96, vectors in 8 or 16: none of these divides the sizes here.
+# Keys come in tiles of 96, queries in blocks of at most 48 or 96, vectors in 8 or 16: no size here is a multiple.
 LARGE = [
-    Case("several tiles", length=101, source=149, head_size=16, value_size=24),
-    Case("several blocks, 13 heads", heads=13, kv_heads=13, length=211, source=107, head_size=8, value_size=8),
-    Case("causal, L > S", length=199, source=103, is_causal=True, head_size=7, value_size=5),
-    Case("causal, S > L", length=61, source=163, is_causal=True, per_sample=True),
+    Case("several tiles", length=101, source=349, head_size=16, value_size=24),
+    Case("several blocks, 13 heads", heads=13, kv_heads=13, length=211, source=207, head_size=8, value_size=8),
+    Case("causal, L > S", length=199, source=131, is_causal=True, head_size=7, value_size=5),
+    Case("causal, S > L", length=61, source=263, is_causal=True, per_sample=True),
     Case("32 heads, one key", heads=32, kv_heads=4, length=67, source=1),
     Case("one query", heads=6, kv_heads=2, length=1, source=331, head_size=64, value_size=64),
-    Case("three queries, own masks", batch=3, heads=10, kv_heads=2, length=3, source=211, mask="float B H L S"),
-    Case("four queries, causal", length=4, source=163, is_causal=True, per_sample=True),
+    Case("three queries, own masks", batch=3, heads=10, kv_heads=2, length=3, source=411, mask="float B H L S"),
+    Case("four queries, causal", length=4, source=263, is_causal=True, per_sample=True),
     Case("float mask", length=53, source=97, mask="float B 1 L S"),
-    Case("padding", length=53, source=197, mask="bool B 1 1 S", per_sample=True),
+    Case("padding", length=53, source=297, mask="bool B 1 1 S", per_sample=True),
     Case("mask by head, GQA", heads=6, kv_heads=2, length=59, source=101, mask="bool 1 H L S"),
     Case("positions first", length=101, source=89, head_size=64, value_size=64, layout="positions first"),
     Case("expanded", batch=3, heads=4, kv_heads=2, length=101, source=53, layout="expanded", mask="float L S"),
@@ -70,12 +70,12 @@ def test_same_numbers_twice() -> None:
 @pytest.mark.parametrize("length", [3, 131])
 def test_keys_that_nobody_sees_are_not_read(length: int) -> None:
     """Tiles of padding are skipped: not even NaN in them comes out."""
-    inputs, _ = as_served("native", Case("padded", length=length, source=173).inputs())
-    inputs["attn_mask"] = torch.arange(173) < 48
+    inputs, _ = as_served("native", Case("padded", length=length, source=373).inputs())
+    inputs["attn_mask"] = torch.arange(373) < 96
     clean = {name: tensor.clone() for name, tensor in run(inputs, backend="native").items()}
     with torch.no_grad():
-        inputs["key"][:, :, 48:] = torch.nan
-        inputs["value"][:, :, 48:] = torch.nan
+        inputs["key"][:, :, 96:] = torch.nan
+        inputs["value"][:, :, 96:] = torch.nan
         assert torch.equal(coeff_attention(**inputs, backend="native"), clean["out"])
 
 

@@ -43,7 +43,7 @@ def native_attention(request: Request) -> Tensor:
         `(B, H, L, Ev)`, dtype of `query`.
 
     Cost: `2*B*H*L*S*(E + H + Ev)` FLOPs forward and about 2.6 times that backward. Beside inputs and outputs each
-    thread holds `4*H*S` bytes for each of at most 96 queries, twice that backward.
+    thread holds `4*H*S` bytes for each of at most 48 queries, backward twice that for each of at most 96.
     """
     coeff = request.coeff
     if coeff is None:

@@ -11,9 +11,10 @@ from torch.nn.functional import pad
 
 from coeff_tuning.ops.native.library import BOOL_MASK, FLOAT_MASK, Heads, Mask, Problem, load_library
 
-# A multiple of every vector length. The backward pass adds to the gradients of key and value once for each block, and
-# was fastest with large ones at every size measured.
-_MOST_QUERIES = 96
+# Queries of a block at most, multiples of every vector length. Forward, more would only take memory. The backward pass
+# adds to the gradients of key and value once for each block, and was fastest with more at every size measured.
+_MOST_QUERIES = 48
+_MOST_QUERIES_BACKWARD = 96
 
 
 class Call(NamedTuple):
@@ -65,7 +66,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     out, stats = empty_results(call)
     inputs = _Inputs(call, library.coeff_lanes())
     result = out if inputs.fits(out) else _like(inputs.query, inputs.value.shape[-1])
-    problem = inputs.problem(_forward_queries(call.query.shape[1], call.key.shape[2]), torch.get_num_threads())
+    problem = inputs.problem(_MOST_QUERIES, torch.get_num_threads())
     problem.out, problem.stats = Heads.of(result), stats.data_ptr()
     _launch(problem, library.coeff_forward_floats, library.coeff_forward)
     if result is not out:
@@ -91,7 +92,7 @@ def backward(grad: Tensor, call: Call, stats: Tensor, needs: Needs) -> list[Tens
     dquery = _like(inputs.query) if needs.query else None
     dkey = torch.zeros_like(inputs.key, memory_format=torch.contiguous_format) if needs.key else None
     dvalue = torch.zeros_like(inputs.value, memory_format=torch.contiguous_format) if needs.value else None
-    problem = inputs.problem(_MOST_QUERIES, 1)  # threads share a block or take whole batch items
+    problem = inputs.problem(_MOST_QUERIES_BACKWARD, 1)  # threads share a block or take whole batch items
     dcoeff = torch.zeros(problem.threads, *call.coeff.shape) if needs.coeff else None
     problem.dout, problem.stats = Heads.of(dout), stats.data_ptr()
     problem.dquery, problem.dkey, problem.dvalue = (Heads.of(x) for x in (dquery, dkey, dvalue))
@@ -137,12 +138,6 @@ class _Inputs:
         problem.threads = torch.get_num_threads()
         problem.block_queries = _even_blocks(batch, length, most_queries, self.lanes, sharers)
         return problem
-
-
-def _forward_queries(heads: int, source: int) -> int:
-    """Queries of a block: few where their maps then stay in a cache of 384 KiB, else many, to read the keys seldom."""
-    fitting = (384 << 10) // (4 * heads * source)
-    return _MOST_QUERIES if fitting < 32 else min(fitting // 16 * 16, _MOST_QUERIES)
 
 
 def _even_blocks(batch: int, length: int, most_queries: int, lanes: int, sharers: int) -> int:

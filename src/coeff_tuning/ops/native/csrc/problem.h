@@ -5,7 +5,7 @@
 
 #include "vector.h"
 
-constexpr int KEYS = 48;  // keys of a tile; lanes of the vectors are queries
+constexpr int KEYS = 96;  // keys of a tile; lanes of the vectors are queries
 
 enum MaskKind : int64_t { NO_MASK = 0, BOOL_MASK = 1, FLOAT_MASK = 2 };
 
