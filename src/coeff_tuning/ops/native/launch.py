@@ -46,9 +46,8 @@ def empty_results(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def empty_gradients(call: Call, needs: Needs) -> list[Tensor]:
-    """Uninitialised gradients, in the dtype of their inputs, of what is needed."""
-    inputs = (call.query, call.key, call.value, call.coeff)
-    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x, n in zip(inputs, needs, strict=True) if n]
+    """Uninitialised gradients of what is needed, in the dtype and memory layout of their inputs."""
+    return [torch.empty_like(x) for x, is_needed in zip(call[:4], needs, strict=True) if is_needed]
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
@@ -65,7 +64,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     library, _ = load_library()
     out, stats = empty_results(call)
     inputs = _Inputs(call, library.coeff_lanes())
-    result = out if inputs.fits(out) else _like(inputs.query, inputs.value.shape[-1])
+    result = inputs.target(out, inputs.value)
     problem = inputs.problem(_MOST_QUERIES, torch.get_num_threads())
     problem.out, problem.stats = Heads.of(result), stats.data_ptr()
     _launch(problem, library.coeff_forward_floats, library.coeff_forward)
@@ -84,23 +83,28 @@ def backward(grad: Tensor, call: Call, stats: Tensor, needs: Needs) -> list[Tens
         needs: which gradients to compute.
 
     Returns:
-        Those gradients, in the dtype of their inputs.
+        Those gradients, in the dtype and memory layout of their inputs.
     """
     library, _ = load_library()
     inputs = _Inputs(call, library.coeff_lanes())
     dout = inputs.padded(grad)
-    dquery = _like(inputs.query) if needs.query else None
-    dkey = torch.zeros_like(inputs.key, memory_format=torch.contiguous_format) if needs.key else None
-    dvalue = torch.zeros_like(inputs.value, memory_format=torch.contiguous_format) if needs.value else None
+    gradients = empty_gradients(call, needs)
+    kernel_inputs = [inputs.query, inputs.key, inputs.value]
+    remaining = iter(gradients)
+    targets = [inputs.target(next(remaining), x) if n else None for x, n in zip(kernel_inputs, needs, strict=False)]
     problem = inputs.problem(_MOST_QUERIES_BACKWARD, 1)  # threads share a block or take whole batch items
     dcoeff = torch.zeros(problem.threads, *call.coeff.shape) if needs.coeff else None
     problem.dout, problem.stats = Heads.of(dout), stats.data_ptr()
-    problem.dquery, problem.dkey, problem.dvalue = (Heads.of(x) for x in (dquery, dkey, dvalue))
+    problem.dquery, problem.dkey, problem.dvalue = (Heads.of(x) for x in targets)
     problem.dcoeff = None if dcoeff is None else dcoeff.data_ptr()
+    for added_to in filter(torch.is_tensor, targets[1:]):
+        added_to.zero_()
     _launch(problem, library.coeff_backward_floats, library.coeff_backward)
-    total = None if dcoeff is None else dcoeff.sum(0)
-    pairs = zip((dquery, dkey, dvalue, total), call[:4], strict=True)
-    return [_fit(gradient, like) for gradient, like in pairs if gradient is not None]
+    computed = [x for x in targets if x is not None] + ([] if dcoeff is None else [dcoeff.sum(0)])
+    for gradient, result in zip(gradients, computed, strict=True):
+        if result is not gradient:
+            gradient.copy_(result[..., : gradient.shape[-1]])
+    return gradients
 
 
 class _Inputs:
@@ -120,8 +124,10 @@ class _Inputs:
             return pad(tensor, (0, -tensor.shape[-1] % self.lanes))
         return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
-    def fits(self, out: Tensor) -> bool:
-        return out.dtype == torch.float32 and out.shape[-1] == self.value.shape[-1]
+    def target(self, result: Tensor, like: Tensor) -> Tensor:
+        """Where the kernel writes a result of the size of `like`: into it, or aside, to be copied."""
+        can_write = result.dtype == torch.float32 and result.shape[-1] == like.shape[-1] and result.stride(-1) == 1
+        return result if can_write else like.new_empty((*result.shape[:-1], like.shape[-1]))
 
     def problem(self, most_queries: int, sharers: int) -> Problem:
         batch, heads, length, key_size = self.query.shape
@@ -158,12 +164,3 @@ def _launch(problem: Problem, floats: Any, function: Any) -> None:
     workspace = torch.empty(problem.workspace_floats * problem.threads)
     problem.workspace = workspace.data_ptr()
     function(ctypes.byref(problem))
-
-
-def _like(tensor: Tensor, size: int | None = None) -> Tensor:
-    return tensor.new_empty((*tensor.shape[:-1], tensor.shape[-1] if size is None else size))
-
-
-def _fit(gradient: Tensor, like: Tensor) -> Tensor:
-    """Without the padding of the head size, in the dtype of the input, and contiguous."""
-    return gradient[..., : like.shape[-1]].to(like.dtype).contiguous()
