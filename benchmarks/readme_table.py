@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/hull.md, from the rows under docs/results.
+"""Write the tables of README.md, docs/speed.md and docs/hull.md, from the rows under docs/results.
 
 python benchmarks/readme_table.py            # writes
 python benchmarks/readme_table.py --check    # fails if a file does not hold what the rows say
@@ -40,11 +40,12 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
 
 def tables(results: Path) -> list[tuple[str, str, str]]:
     """File, marker and content of each table."""
-    names = ("op-speed", "op-memory")
-    speed, memory = (read(results / f"{name}.jsonl") for name in names)
+    names = ("op-speed", "op-memory", "model-speed")
+    speed, memory, models = (read(results / f"{name}.jsonl") for name in names)
     return [
         ("README.md", "memory", memory_sentence(memory)),
         ("README.md", "op speed", op_table(speed)),
+        ("docs/speed.md", "model speed", model_table(models)),
         ("docs/hull.md", "hull", hull_report.page(study_rows.read(results / "hull.jsonl", "hull"))),
     ]
 
@@ -84,6 +85,16 @@ def op_table(rows: list[Row]) -> str:
         cells = [call(chosen[last]), f"`{chosen[last]['backend']}`", *ratios, *peaks]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"{where(rows)}. Rows: [op-speed.jsonl](docs/results/op-speed.jsonl)."])
+
+
+def model_table(rows: list[Row]) -> str:
+    lines = ["| model | figure | measured (20, 80 %) |", "|---|---|---|"]
+    for row in rows:
+        for entry in row["figures"]:
+            spread = f" ({entry['q20']:.2f}, {entry['q80']:.2f})" if "q20" in entry else ""
+            name = entry["what"] if row["variant"] == "coeff" else f"{row['variant']}: {entry['what']}"
+            lines.append(f"| {row['about']} | {name} | {entry['value']:.2f}{spread} |")
+    return "\n".join([*lines, "", f"{where(rows)}. Rows: [model-speed.jsonl](results/model-speed.jsonl)."])
 
 
 def ratio(row: Row) -> str:

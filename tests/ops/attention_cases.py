@@ -114,14 +114,21 @@ NAMED = {case.name: case for case in CASES}
 def as_served(backend: str, inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.dtype]:
     """Inputs that a backend does not refuse, and their dtype.
 
-    `native` has no float64 and no gradient to a mask; `decode` takes few queries.
+    `native` has no float64 and no gradient to a mask; `decode` takes few queries; `mqa` one key/value
+    head and no half types.
     """
+    if backend == "mqa":
+        one = {name: inputs[name].detach()[:, :1].requires_grad_() for name in ("key", "value")}
+        inputs = inputs | one | {"enable_gqa": True}
+        if inputs["query"].dtype in (torch.bfloat16, torch.float16):
+            inputs = {name: _to_float32(x) for name, x in inputs.items()}
     if backend == "decode":
         inputs = inputs | {"query": _first(inputs["query"], 3)}
         if inputs["attn_mask"] is not None and inputs["attn_mask"].shape[-2] > 1:
             inputs["attn_mask"] = _first(inputs["attn_mask"], 3)
     if backend == "native":
-        inputs = {name: _to_float32(x) for name, x in inputs.items()}
+        if inputs["query"].dtype == torch.float64:
+            inputs = {name: _to_float32(x) for name, x in inputs.items()}
         if inputs["attn_mask"] is not None:
             inputs["attn_mask"] = inputs["attn_mask"].detach()
     return inputs, inputs["query"].dtype
@@ -132,7 +139,7 @@ def _first(x: Tensor, count: int) -> Tensor:
 
 
 def _to_float32(x: Any) -> Any:
-    if not (isinstance(x, Tensor) and x.dtype == torch.float64):
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
         return x
     return x.detach().to(torch.float32).requires_grad_(x.requires_grad)
 

@@ -114,7 +114,7 @@ def test_one_gradient_alone(backend: str, wanted: str) -> None:
 @pytest.mark.parametrize("coeff_dtype", [torch.float32, None], ids=["float32 coeff", "half coeff"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["plain", "13 heads", "causal, L > S", "GQA mask", "bool (B, H, L, S)"])
-@pytest.mark.parametrize("backend", MIXING)
+@pytest.mark.parametrize("backend", [name for name in MIXING if name != "mqa"])
 def test_half_precision_is_as_good_as_the_reference(
     backend: str, name: str, dtype: torch.dtype, coeff_dtype: torch.dtype | None
 ) -> None:
@@ -139,7 +139,8 @@ def test_fully_masked_query_gives_zeros(backend: str, mask: str, dtype: torch.dt
 @pytest.mark.parametrize("sizes", [(0, 7), (5, 0), (0, 0)])
 @pytest.mark.parametrize("backend", [name for name in ("reference", *MIXING) if name not in ("native", "decode")])
 def test_no_positions(backend: str, sizes: tuple[int, int]) -> None:
-    results = run(Case("empty", length=sizes[0], source=sizes[1]).inputs(), backend=backend)
+    inputs, _ = as_served(backend, Case("empty", length=sizes[0], source=sizes[1]).inputs())
+    results = run(inputs, backend=backend)
     assert results["out"].shape == (2, 3, sizes[0], 13)
     assert all((tensor == 0).all() for tensor in results.values())
 

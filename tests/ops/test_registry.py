@@ -22,12 +22,12 @@ def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_list_is_in_the_order_of_choice() -> None:
-    assert list_backends() == ["sdpa", "decode", "native", "chunked", "triton", "reference"]
+    assert list_backends() == ["sdpa", "native", "decode", "mqa", "chunked", "triton", "reference"]
 
 
 def test_unknown_name_lists_the_known() -> None:
     with pytest.raises(
-        ValueError, match="None or one of sdpa, decode, native, chunked, triton, reference; got 'flash'"
+        ValueError, match="None or one of sdpa, native, decode, mqa, chunked, triton, reference; got 'flash'"
     ):
         coeff_attention(**NAMED["plain"].inputs(), backend="flash")
 
@@ -42,8 +42,9 @@ def test_choice_and_refusals_are_logged_once(caplog: pytest.LogCaptureFixture) -
         coeff_attention(**inputs, backend="reference")
     assert [record.getMessage().strip() for record in caplog.records] == [
         "coeff_attention uses backend 'chunked'. Not sdpa: needs a frozen coeff, got one that requires grad. "
+        "Not native: computes in float32, got float64. "
         "Not decode: is for at most 4 queries, got 5. "
-        "Not native: computes in float32, got float64.",
+        "Not mqa: needs one key/value head, got 3.",
         "coeff_attention uses backend 'sdpa'.",
     ]
 

@@ -15,7 +15,7 @@ from coeff_tuning.functional import coeff_attention
 from coeff_tuning.ops import select_backend
 from coeff_tuning.ops.canonical import make_request
 from coeff_tuning.ops.sdpa import open_dead_rows
-from tests.ops.attention_cases import NAMED
+from tests.ops.attention_cases import NAMED, assert_same, run
 
 
 def sample_inputs() -> Iterator[Any]:
@@ -47,14 +47,16 @@ def chosen(coeff: torch.Tensor | None, **changes: Any) -> str:
     return select_backend(make_request(**inputs)[0]).name
 
 
-def test_taken_for_the_identity_only() -> None:
+def test_taken_for_a_frozen_diagonal_only() -> None:
     identity = torch.eye(3)
     assert chosen(None) == "sdpa"
     assert chosen(identity) == "sdpa"
     assert chosen(torch.nn.Parameter(identity, requires_grad=False)) == "sdpa"
     assert chosen(identity.bfloat16()) == "sdpa"
     assert chosen(identity.expand(2, 3, 3)) == "sdpa"
-    assert chosen(torch.stack([identity, 2 * identity])) != "sdpa"
+    assert chosen(torch.diag(torch.tensor([2.0, 0.0, -3.0]))) == "sdpa"
+    assert chosen(torch.stack([identity, 2 * identity])) == "sdpa"
+    assert chosen(torch.stack([identity, identity + 1])) != "sdpa"
     assert chosen(identity.clone().requires_grad_()) != "sdpa"
     assert chosen(identity + 1e-7) != "sdpa"
     assert chosen(torch.full((3, 3), torch.nan)) != "sdpa"
@@ -64,7 +66,7 @@ def test_taken_for_the_identity_only() -> None:
     ("coeff", "reason"),
     [
         (torch.eye(3, requires_grad=True), "needs a frozen coeff, got one that requires grad"),
-        (torch.ones(3, 3), "needs the identity, got other coefficients"),
+        (torch.ones(3, 3), "needs the identity or a diagonal, got other coefficients"),
     ],
 )
 def test_refusal_says_why(coeff: torch.Tensor, reason: str) -> None:
@@ -86,6 +88,18 @@ def test_values_are_not_read_in_a_transform_or_on_another_device() -> None:
     with pytest.raises(UnsupportedError, match="or a coeff on the CPU, got one on meta"):
         coeff_attention(**on_meta, backend="sdpa")
     assert coeff_attention(**on_meta).shape == (2, 3, 5, 13)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_diagonal(per_sample: bool) -> None:
+    inputs = NAMED["GQA mask"].inputs()
+    factors = torch.randn(2, 6) if per_sample else torch.randn(6)
+    inputs["coeff"] = factors.double().diag_embed()
+    actual, expected = (run(inputs, backend=backend) for backend in ("sdpa", "reference"))
+    assert_same(actual, expected, torch.float64)
+    half = {n: x.bfloat16() if torch.is_tensor(x) and x.is_floating_point() else x for n, x in inputs.items()}
+    with pytest.raises(UnsupportedError, match="must not be rounded before, got torch.bfloat16"):
+        coeff_attention(**half, backend="sdpa")
 
 
 def test_bit_equal_to_torch() -> None:

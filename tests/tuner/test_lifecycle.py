@@ -23,6 +23,7 @@ from torch import nn
 
 from coeff_tuning import CoeffConfig, CoeffLayer
 from coeff_tuning.errors import MergeError
+from coeff_tuning.tuner import mixed_batch
 from tests import tiny
 
 FOUR = pytest.mark.parametrize("family", ["bert", "vit", "llama", "bart"])
@@ -218,6 +219,14 @@ def test_mixed_batch_misuse_raises() -> None:
     with pytest.raises(ValueError, match=r"eval\(\)"):
         peft_model.train()(**inputs, adapter_names=["default"] * 2)
     assert all(layer.sample_adapters is None for layer in layers(peft_model))
+
+
+@pytest.mark.parametrize("name", ["input_ids", "sample", "hidden_states", "x"])
+def test_samples_are_counted_whatever_the_library_calls_them(name: str) -> None:
+    call = {"timestep": torch.tensor([7]), name: torch.zeros(2, 3), "attention_mask": torch.ones(4, 3)}
+    with pytest.raises(ValueError, match="1 names for a batch of 2"):
+        mixed_batch.check_batch((), call, 1)
+    mixed_batch.check_batch((), call, 2)
 
 
 @pytest.mark.parametrize("parameterization", ["residual", "direct"])

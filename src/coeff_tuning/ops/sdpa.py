@@ -1,4 +1,4 @@
-"""Plain attention by torch's own kernel, for coefficients that are known to be the identity."""
+"""Plain attention by torch's own kernel, for coefficients that are known to be diagonal, as the identity is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from coeff_tuning.ops.request import Request, dead_rows, in_functorch_transform
 
 
 def supports(request: Request) -> tuple[bool, str]:
-    """Refuses unless `coeff` is None or can be seen, at no cost, to be the identity."""
+    """Refuses unless `coeff` is None or can be seen, at no cost, to be diagonal."""
     coeff = request.coeff
     if coeff is None:
         return True, ""
@@ -23,14 +23,17 @@ def supports(request: Request) -> tuple[bool, str]:
         return False, f"needs coeff=None or a coeff on the CPU, got one on {coeff.device.type}."
     if in_functorch_transform() or type(coeff) not in (Tensor, torch.nn.Parameter):
         return False, "needs a plain coeff, got one inside a torch.func transform or of a tensor subclass."
-    identity = torch.eye(coeff.shape[-1], dtype=coeff.dtype)
-    if not torch.equal(coeff, identity.expand_as(coeff)):
-        return False, "needs the identity, got other coefficients."
+    factors = coeff.diagonal(dim1=-2, dim2=-1)
+    has_others = int(coeff.count_nonzero()) > factors.numel()  # the common case, and quick to see
+    if has_others or not torch.equal(coeff, factors.diag_embed()):
+        return False, "needs the identity or a diagonal, got other coefficients."
+    if request.query.dtype in (torch.bfloat16, torch.float16) and not (factors == 1).all():
+        return False, f"scales outputs, which must not be rounded before, got {request.query.dtype}."
     return True, ""
 
 
 def sdpa_attention(request: Request) -> Tensor:
-    """Scaled dot-product attention by torch; `coeff` is not looked at.
+    """Scaled dot-product attention by torch, times the diagonal of `coeff`.
 
     Args:
         request: a call that `supports` accepted.
@@ -38,7 +41,24 @@ def sdpa_attention(request: Request) -> Tensor:
     Returns:
         `(B, H, L, Ev)`, dtype of `query`.
 
-    Cost: that of `torch.nn.functional.scaled_dot_product_attention`.
+    Cost: that of `torch.nn.functional.scaled_dot_product_attention`, and a pass over its output unless `coeff` is the
+    identity.
+    """
+    out = plain_attention(request)
+    if request.coeff is None:
+        return out
+    factors = request.coeff.diagonal(dim1=-2, dim2=-1)
+    return out if (factors == 1).all() else out * factors[..., None, None].to(out.dtype)
+
+
+def plain_attention(request: Request) -> Tensor:
+    """Scaled dot-product attention by torch; `coeff` is not looked at.
+
+    Args:
+        request: the checked call.
+
+    Returns:
+        `(B, H, L, Ev)`, dtype of `query`; zeros for a query with nothing to attend to.
     """
     mask, dead = request.attn_mask, None
     # torch's CPU kernels give zeros for a query with nothing to attend to; its other kernels need not.
@@ -70,4 +90,4 @@ def open_dead_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
     return (mask | dead if mask.dtype == torch.bool else mask.masked_fill(dead, 0.0)), dead
 
 
-BACKEND = Backend("sdpa", priority=30, supports=supports, call=sdpa_attention, is_exportable=True)
+BACKEND = Backend("sdpa", priority=40, supports=supports, call=sdpa_attention, is_exportable=True)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from coeff_tuning.tuner.checks import coeff_layers
 from coeff_tuning.tuner.layer import BASE_ADAPTER, CoeffLayer
 
-# How transformers calls the inputs whose first dimension is the batch, and the language part of a model with others.
+# How transformers calls the inputs whose first dimension is the batch (elsewhere it is the first that is no vector),
+# and the language part of a model with others.
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
 TEXT_PARTS = ("language_model", "text_model")
 
@@ -166,7 +167,9 @@ def check_batch(args: Sequence[Any], kwargs: Mapping[str, Any], count: int, copi
     Raises:
         ValueError: it has more or fewer.
     """
-    main = args[0] if args else next((kwargs[name] for name in INPUTS if kwargs.get(name) is not None), None)
+    known = [kwargs[name] for name in INPUTS if kwargs.get(name) is not None]
+    others = [value for value in kwargs.values() if isinstance(value, Tensor) and value.dim() > 1]
+    main = next(iter([*args[:1], *known, *others]), None)
     if isinstance(main, Tensor) and main.shape[0] not in (count, count * copies):
         raise ValueError(
             f"adapter_names must name one adapter for each sample; got {count} names for a batch of {main.shape[0]}."

@@ -108,4 +108,4 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> None:
 _attention.register_autograd(_autograd, setup_context=_setup_context)
 _attention_backward.register_autograd(_no_second_derivative)
 
-BACKEND = Backend("native", priority=29, supports=supports, call=native_attention)
+BACKEND = Backend("native", priority=30, supports=supports, call=native_attention)

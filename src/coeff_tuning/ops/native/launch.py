@@ -15,6 +15,8 @@ from coeff_tuning.ops.native.library import BOOL_MASK, FLOAT_MASK, Heads, Mask, 
 # adds to the gradients of key and value once for each block, and was fastest with more at every size measured.
 _MOST_QUERIES = 48
 _MOST_QUERIES_BACKWARD = 96
+# Multiplications below which starting several threads takes longer than they save.
+_ONE_THREAD = 2_000_000
 
 
 class Call(NamedTuple):
@@ -65,7 +67,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     out, stats = empty_results(call)
     inputs = _Inputs(call, library.coeff_lanes())
     result = inputs.target(out, inputs.value)
-    problem = inputs.problem(_MOST_QUERIES, torch.get_num_threads())
+    problem = inputs.problem(_MOST_QUERIES, is_forward=True)
     problem.out, problem.stats = Heads.of(result), stats.data_ptr()
     _launch(problem, library.coeff_forward_floats, library.coeff_forward)
     if result is not out:
@@ -92,7 +94,7 @@ def backward(grad: Tensor, call: Call, stats: Tensor, needs: Needs) -> list[Tens
     kernel_inputs = [inputs.query, inputs.key, inputs.value]
     remaining = iter(gradients)
     targets = [inputs.target(next(remaining), x) if n else None for x, n in zip(kernel_inputs, needs, strict=False)]
-    problem = inputs.problem(_MOST_QUERIES_BACKWARD, 1)  # threads share a block or take whole batch items
+    problem = inputs.problem(_MOST_QUERIES_BACKWARD, is_forward=False)
     dcoeff = torch.zeros(problem.threads, *call.coeff.shape) if needs.coeff else None
     problem.dout, problem.stats = Heads.of(dout), stats.data_ptr()
     problem.dquery, problem.dkey, problem.dvalue = (Heads.of(x) for x in targets)
@@ -129,7 +131,7 @@ class _Inputs:
         can_write = result.dtype == torch.float32 and result.shape[-1] == like.shape[-1] and result.stride(-1) == 1
         return result if can_write else like.new_empty((*result.shape[:-1], like.shape[-1]))
 
-    def problem(self, most_queries: int, sharers: int) -> Problem:
+    def problem(self, most_queries: int, is_forward: bool) -> Problem:
         batch, heads, length, key_size = self.query.shape
         kv_heads, source = self.key.shape[1:3]
         problem = Problem(batch, heads, kv_heads, length, source, key_size, self.value.shape[-1])
@@ -141,7 +143,9 @@ class _Inputs:
             steps = self.mask.expand(batch, heads, length, source).stride()
             problem.mask = Mask(self.mask.data_ptr(), kind, *steps)
         problem.is_causal, problem.scale = self.call.is_causal, self.call.scale
-        problem.threads = torch.get_num_threads()
+        work = batch * heads * length * source * (key_size + self.value.shape[-1])
+        problem.threads = torch.get_num_threads() if work > _ONE_THREAD else 1
+        sharers = problem.threads if is_forward else 1  # backward, threads share a block or take whole batch items
         problem.block_queries = _even_blocks(batch, length, most_queries, self.lanes, sharers)
         return problem
 
