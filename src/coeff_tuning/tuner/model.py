@@ -124,7 +124,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         """Keep coefficients in float32; with `autocast_adapter_dtype=False`, in the dtype of their module."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if not autocast_adapter_dtype:
-            for layer in self._layers():
+            for _, layer in checks.coeff_layers(self.model):
                 if adapter_name in layer.adapters:
                     matrix = layer.adapters[adapter_name]
                     matrix.data = matrix.data.to(layer.host_marker.dtype)
@@ -207,7 +207,7 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
                 parameterizations.
         """
         weighted.require_summable(self.peft_config, adapters, weights, adapter_name)
-        targets = sorted(name for name, layer in self._named_layers() if any(map(layer.holds, adapters)))
+        targets = sorted(name for name, layer in checks.coeff_layers(self.model) if any(map(layer.holds, adapters)))
         configs = [self.peft_config[name] for name in adapters]
         self.peft_config[adapter_name] = weighted.config_of_sum(
             configs, [name.removesuffix(f".{CHILD_NAME}") for name in targets]
@@ -237,12 +237,6 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         # Saved modules and peft_config are what is left for PEFT.
         model: nn.Module = super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
         return model
-
-    def _named_layers(self) -> list[tuple[str, CoeffLayer]]:
-        return [(n, m) for n, m in self.model.named_modules() if isinstance(m, CoeffLayer)]
-
-    def _layers(self) -> list[CoeffLayer]:
-        return [layer for _, layer in self._named_layers()]
 
 
 def detach(model: nn.Module) -> None:
