@@ -67,8 +67,11 @@ def test_what_each_method_can_do() -> None:
     assert [row["trained_numbers"] for row in (plain, alone, both)] == [128, 16, 144]
 
 
-def test_command_writes_everything_and_is_seeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_everything_and_is_seeded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = ["study", "hull", "--seeds", "3,5", "--steps", "4", "--output_dir", str(tmp_path / "a")]
+    monkeypatch.setattr("sys.argv", ["coeff-tuning", *argv])
     assert cli.main(argv) == 0
     printed = capsys.readouterr().out
     assert "floor" in printed
@@ -83,7 +86,7 @@ def test_command_writes_everything_and_is_seeded(tmp_path: Path, capsys: pytest.
     ]
     assert len(found) == 12
     assert [row["loss_end"] for row in found] == [row["loss_end"] for row in again]
-    assert found[0]["command"].startswith("coeff-tuning ")
+    assert found[0]["command"].startswith("coeff-tuning study hull --seeds 3,5 --steps 4 --output_dir ")
     image = imread(tmp_path / "a" / "hull.png")
     assert min(image.shape[:2]) > 600
     with Image.open(tmp_path / "a" / "hull.gif") as animation:
