@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention
 
+from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.functional import coeff_attention
 
 B, H, L, S, E, EV = 2, 12, 5, 7, 11, 13
@@ -151,3 +153,22 @@ def test_a_float64_mask_beside_a_float32_query_is_cast(backend: str) -> None:
     out = coeff_attention(query, key, value, torch.randn(2, 2), mask, backend=backend)
     assert torch.equal(out[:, :, 0], torch.zeros(1, 2, 4))
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_forward_mode_derivatives_are_right_and_never_dropped(grad: bool) -> None:
+    arguments = inputs()
+    tangents = {name: torch.randn_like(x) for name, x in arguments.items()}
+    exact = torch.func.jvp(
+        lambda given: coeff_attention(**given, backend="reference"), (_double(arguments),), (_double(tangents),)
+    )[1]
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(x, tangents[name]) for name, x in arguments.items()}
+        tangent = forward_ad.unpack_dual(coeff_attention(**duals)).tangent
+        with pytest.raises(UnsupportedError, match="has no forward-mode derivatives"):
+            coeff_attention(**duals, backend="chunked")
+    torch.testing.assert_close(tangent.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def _double(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: x.double() for name, x in tensors.items()}

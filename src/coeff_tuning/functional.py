@@ -68,12 +68,12 @@ def coeff_attention(
 
     Source: Miao, Chen, Qiu, "Coeff-Tuning", CVPR 2025, https://arxiv.org/abs/2503.18337.
     """
-    required = {"query": query, "key": key, "value": value}
-    optional = {"coeff": coeff, "attn_mask": attn_mask}
-    for name, argument in (required | optional).items():
-        if not (isinstance(argument, Tensor) or (argument is None and name in optional)):
-            expected = "a torch.Tensor or None" if name in optional else "a torch.Tensor"
-            raise TypeError(f"{name} must be {expected}; got {type(argument).__name__}.")
+    for name, argument in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(argument, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor; got {type(argument).__name__}.")
+    for name, optional in (("coeff", coeff), ("attn_mask", attn_mask)):
+        if not (optional is None or isinstance(optional, Tensor)):
+            raise TypeError(f"{name} must be a torch.Tensor or None; got {type(optional).__name__}.")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1); got {dropout_p}.")
     if is_causal and attn_mask is not None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor
@@ -34,11 +32,11 @@ class _Scaled(torch.autograd.Function):
 
 def transposed(request: Request) -> Tensor:
     assert request.coeff is not None
-    return chunked_attention(dataclasses.replace(request, coeff=request.coeff.mT))
+    return chunked_attention(request._replace(coeff=request.coeff.mT))
 
 
 def wrong_gradient(name: str, request: Request) -> Tensor:
-    return chunked_attention(dataclasses.replace(request, **{name: _Scaled.apply(getattr(request, name))}))
+    return chunked_attention(request._replace(**{name: _Scaled.apply(getattr(request, name))}))
 
 
 def not_a_number(request: Request) -> Tensor:

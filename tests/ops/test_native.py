@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.functional import coeff_attention
@@ -202,3 +203,22 @@ def test_memory_does_not_grow_with_the_maps() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
     )
     assert float(printed.stdout) < 60
+
+
+def test_inference_goes_past_the_dispatcher_and_gives_the_same() -> None:
+    inputs, _ = as_served("native", NAMED["bool (B, 1, 1, S)"].inputs())
+    recorded = coeff_attention(**inputs, backend="native")
+    assert recorded.requires_grad
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        direct = coeff_attention(**inputs, backend="native")
+    assert "coeff_tuning::native_attention" not in {event.key for event in profile.key_averages()}
+    assert torch.equal(direct, recorded)
+
+
+def test_fake_tensors_do_not_reach_the_kernel() -> None:
+    with FakeTensorMode() as mode, torch.no_grad():
+        inputs = {n: mode.from_tensor(x) if torch.is_tensor(x) else x for n, x in NAMED["plain"].inputs().items()}
+        inputs, _ = as_served("native", inputs)
+        out = coeff_attention(**inputs, backend="native")
+    assert isinstance(out, FakeTensor)
+    assert out.shape == inputs["query"].shape[:-1] + inputs["value"].shape[-1:]

@@ -61,10 +61,10 @@ def make_request(
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor, coeff: Tensor | None, attn_mask: Tensor | None) -> None:
-    named = {"query": query, "key": key, "value": value, "coeff": coeff, "attn_mask": attn_mask}
-    for name, tensor in named.items():
-        if tensor is not None and tensor.device != query.device:
-            raise ValueError(f"{name} must be on the device of query, {query.device}; got {tensor.device}.")
+    device = query.device
+    for name, tensor in (("key", key), ("value", value), ("coeff", coeff), ("attn_mask", attn_mask)):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} must be on the device of query, {device}; got {tensor.device}.")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.dim() < 3:
             raise ValueError(
@@ -170,6 +170,8 @@ def _canonical_coeff(coeff: Tensor, batch: tuple[int, ...], heads: int) -> Tenso
             f"got {tuple(coeff.shape)}."
         )
     leading = coeff.shape[:-2]
+    if not leading:
+        return coeff
     if all(n == 1 for n in leading):
         return coeff.reshape(heads, heads)
     if not _broadcasts(leading, batch):

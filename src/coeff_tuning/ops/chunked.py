@@ -15,13 +15,15 @@ from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.ops._chunked_kernel import Call, Needs, backward, empty_gradients, empty_output, forward
 from coeff_tuning.ops._chunked_vmap import vmap_backward_rule, vmap_rule
 from coeff_tuning.ops.registry import Backend
-from coeff_tuning.ops.request import Request, in_functorch_transform, without_autocast
+from coeff_tuning.ops.request import Request, in_forward_mode, in_functorch_transform, without_autocast
 
 _GENERATOR_DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 
 
 def supports(request: Request) -> tuple[bool, str]:
-    """Refuses only map dropout on a device for which torch has no random generator."""
+    """Refuses forward-mode differentiation, and map dropout on a device for which torch has no random generator."""
+    if in_forward_mode():
+        return False, "has no forward-mode derivatives."
     device = request.query.device.type
     if request.dropout_p > 0 and device not in _GENERATOR_DEVICES:
         return False, f"needs one of {', '.join(_GENERATOR_DEVICES)} for dropout_p > 0, got device {device}."

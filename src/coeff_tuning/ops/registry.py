@@ -19,7 +19,7 @@ from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.ops.request import Request, is_exporting
 
 _logger = logging.getLogger("coeff_tuning.ops")
-_backends: dict[str, Backend] = {}
+_backends: dict[str, Backend] = {}  # the highest priority first
 _logged: set[tuple[str, tuple[str, ...]]] = set()
 
 
@@ -53,12 +53,14 @@ def register_backend(backend: Backend) -> None:
     """
     if backend.name in _backends:
         raise ValueError(f"A backend must have a new name; {backend.name!r} is registered already.")
-    _backends[backend.name] = backend
+    ordered = sorted((*_backends.values(), backend), key=lambda known: -known.priority)
+    _backends.clear()
+    _backends.update({known.name: known for known in ordered})
 
 
 def list_backends() -> list[str]:
     """Names of all backends, the one that is tried first in front."""
-    return [backend.name for backend in _by_priority()]
+    return list(_backends)
 
 
 def select_backend(request: Request, name: str | None = None) -> Backend:
@@ -87,8 +89,9 @@ def select_backend(request: Request, name: str | None = None) -> Backend:
         return _backends[name]
 
     refusals: list[str] = []
-    for backend in _by_priority():
-        if is_exporting() and not backend.is_exportable:
+    exporting = is_exporting()
+    for backend in _backends.values():
+        if exporting and not backend.is_exportable:
             continue  # before it can look at sizes, which would then be fixed in the program
         supported, reason = backend.supports(request)
         if supported:
@@ -96,10 +99,6 @@ def select_backend(request: Request, name: str | None = None) -> Backend:
             return backend
         refusals.append(f"{backend.name}: {reason}")
     raise UnsupportedError("No backend can serve this call. " + " ".join(refusals))
-
-
-def _by_priority() -> list[Backend]:
-    return sorted(_backends.values(), key=lambda backend: -backend.priority)
 
 
 def _log_once(name: str, refusals: tuple[str, ...]) -> None:

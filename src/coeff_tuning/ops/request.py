@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A call of `coeff_attention` after its checks; `H` is a multiple of `Hkv`.
 
     Attributes:
@@ -61,6 +63,29 @@ def is_exporting() -> bool:
     return tell is not None and bool(tell())
 
 
+def is_plain_inference(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call is of interest to its caller alone: no autograd, tracer, mode or tensor subclass looks at it.
+
+    Args:
+        tensors: the inputs; None for one that is not there.
+
+    Returns:
+        Whether numbers may be computed at once, past torch's dispatcher.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or in_functorch_transform():
+        return False
+    if in_forward_mode():
+        return False
+    records = torch.is_grad_enabled()
+    given = [x for x in tensors if x is not None]
+    return all(type(x) in (Tensor, Parameter) and not (records and x.requires_grad) for x in given)
+
+
 def in_functorch_transform() -> bool:
     """Whether a `torch.func` transform (vmap, grad, ...) is at work, so that values cannot be read."""
     return bool(torch._C._are_functorch_transforms_active())
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is on, whose tangents an op of ours would drop without a word."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0

@@ -23,9 +23,9 @@ def supports(request: Request) -> tuple[bool, str]:
         return False, f"needs coeff=None or a coeff on the CPU, got one on {coeff.device.type}."
     if in_functorch_transform() or type(coeff) not in (Tensor, torch.nn.Parameter):
         return False, "needs a plain coeff, got one inside a torch.func transform or of a tensor subclass."
-    factors = coeff.diagonal(dim1=-2, dim2=-1)
-    has_others = int(coeff.count_nonzero()) > factors.numel()  # the common case, and quick to see
-    if has_others or not torch.equal(coeff, factors.diag_embed()):
+    has_others = int(coeff.count_nonzero()) > coeff.shape[:-1].numel()  # the common case, and quick to see
+    factors = None if has_others else coeff.diagonal(dim1=-2, dim2=-1)
+    if factors is None or not torch.equal(coeff, factors.diag_embed()):
         return False, "needs the identity or a diagonal, got other coefficients."
     if request.query.dtype in (torch.bfloat16, torch.float16) and not (factors == 1).all():
         return False, f"scales outputs, which must not be rounded before, got {request.query.dtype}."

@@ -193,12 +193,14 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return matrix * self.mixed_entries(adapter_name) if adapter_name in self.kv_heads else matrix
 
     def _coeff_of(self, adapter_names: Sequence[str], training: bool) -> Tensor:
-        identity = torch.eye(self.num_heads, device=self.host_marker.device)
+        coeff = torch.eye(self.num_heads, device=self.host_marker.device)
         names = [name for name in adapter_names if self.holds(name)]
-        deltas = [F.dropout(self._matrix(name), self.coeff_dropout[name], training) for name in names]
-        direct = sum(name in self.coeff_delta_direct for name in names)
-        coeff = identity if direct == 0 else (1 - direct) * identity
-        return sum(deltas, start=coeff)
+        if direct := sum(name in self.coeff_delta_direct for name in names):
+            coeff = (1 - direct) * coeff
+        for name in names:
+            matrix = self._matrix(name)
+            coeff = coeff + (F.dropout(matrix, self.coeff_dropout[name]) if training else matrix)
+        return coeff
 
     def _coeff_per_sample(self, adapter_names: Sequence[str]) -> Tensor:
         identity = torch.eye(self.num_heads, device=self.host_marker.device)

@@ -110,7 +110,7 @@ def test_machines(
         def __init__(self, tensor: Tensor) -> None:
             self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, torch.device("cuda:0")
 
-    call = dataclasses.replace(call, query=OnGpu(call.query))
+    call = call._replace(query=OnGpu(call.query))
     supported, answer = backend.supports(call)
     assert (supported, answer.startswith(reason)) == (not reason, True)
 

@@ -11,7 +11,13 @@ from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.ops.native.launch import Call, Needs, backward, empty_gradients, empty_results, forward
 from coeff_tuning.ops.native.library import why_missing
 from coeff_tuning.ops.registry import Backend
-from coeff_tuning.ops.request import Request, in_functorch_transform, without_autocast
+from coeff_tuning.ops.request import (
+    Request,
+    in_forward_mode,
+    in_functorch_transform,
+    is_plain_inference,
+    without_autocast,
+)
 
 
 def supports(request: Request) -> tuple[bool, str]:
@@ -27,6 +33,8 @@ def supports(request: Request) -> tuple[bool, str]:
         return False, "gives no gradient to a float mask, got one that requires grad."
     if 0 in (*query.shape, *request.key.shape, *request.value.shape):
         return False, f"needs sizes above 0, got query {tuple(query.shape)} and value {tuple(request.value.shape)}."
+    if in_forward_mode():
+        return False, "has no forward-mode derivatives."
     if in_functorch_transform():
         return False, "needs plain tensors, got ones inside a torch.func transform."
     reason = why_missing()
@@ -48,8 +56,10 @@ def native_attention(request: Request) -> Tensor:
     coeff = request.coeff
     if coeff is None:
         coeff = torch.eye(request.query.shape[1])
-    tensors = (request.query, request.key, request.value, coeff, request.attn_mask)
-    return _attention(*tensors, request.is_causal, request.scale)[0]  # type: ignore[no-any-return]
+    call = Call(request.query, request.key, request.value, coeff, request.attn_mask, request.is_causal, request.scale)
+    if is_plain_inference(call[:5]):  # the way through torch's dispatcher takes longer than a short decoding step
+        return forward(call)[0]
+    return _attention(*call)[0]  # type: ignore[no-any-return]
 
 
 @torch.library.custom_op("coeff_tuning::native_attention", mutates_args=())

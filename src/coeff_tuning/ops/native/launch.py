@@ -121,7 +121,8 @@ class _Inputs:
             self.mask = self.mask.to(torch.float32)
 
     def padded(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.to(torch.float32)
+        if tensor.dtype != torch.float32:
+            tensor = tensor.to(torch.float32)
         if tensor.shape[-1] % self.lanes:
             return pad(tensor, (0, -tensor.shape[-1] % self.lanes))
         return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

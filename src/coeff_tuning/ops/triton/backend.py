@@ -24,7 +24,7 @@ from torch import Tensor
 from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.ops._chunked_kernel import Call, Needs, empty_gradients, empty_output
 from coeff_tuning.ops.registry import Backend
-from coeff_tuning.ops.request import Request, in_functorch_transform, without_autocast
+from coeff_tuning.ops.request import Request, in_forward_mode, in_functorch_transform, without_autocast
 from coeff_tuning.ops.triton._plan import MAX_HEADS
 
 _MAX_HEAD_SIZE = 256
@@ -56,6 +56,8 @@ def supports(request: Request) -> tuple[bool, str]:
         return False, f"needs dropout_p=0, got {request.dropout_p}."
     if mask is not None and mask.requires_grad:
         return False, "needs a mask without gradient, got one that requires grad."
+    if in_forward_mode():
+        return False, "has no forward-mode derivatives."
     if not torch.compiler.is_compiling() and in_functorch_transform():
         return False, "needs a call outside of torch.func transforms, got one inside."
     return True, ""
