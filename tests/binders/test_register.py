@@ -114,3 +114,19 @@ def test_unload_under_something_put_on_top_raises() -> None:
     del host.forward
     assert type(model.unload()[0]) is nn.MultiheadAttention
     assert host(x, x, x)[0].shape == x.shape
+
+
+@pytest.mark.parametrize("call", ["unload", "merge_and_unload"])
+def test_unload_that_one_module_refuses_leaves_the_others_bound(call: str) -> None:
+    hosts = [nn.MultiheadAttention(24, 3, batch_first=True) for _ in range(2)]
+    model = get_peft_model(nn.ModuleList(hosts), CoeffConfig())
+    for host in hosts:
+        host.coefficients.coeff_delta["default"].data = torch.diag(torch.tensor([0.5, -2.0, 3.0]))  # merges exactly
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parametrize.register_parametrization(hosts[1], "in_proj_bias", Doubled())
+    with pytest.raises(UnsupportedModelError, match="its class is now ParametrizedMultiheadAttention"):
+        getattr(model, call)()
+    parametrize.remove_parametrizations(hosts[1], "in_proj_bias", leave_parametrized=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [type(host).__mro__[1].__name__ for host in hosts] == ["MixedMultiheadAttention"] * 2
+    assert all(type(host) is nn.MultiheadAttention for host in getattr(model, call)())

@@ -71,24 +71,34 @@ def bind_class(module: nn.Module, mixin: type[Bound]) -> None:
     module.__class__ = _bound_class(mixin, type(module))  # type: ignore[arg-type]
 
 
-def unbind_class(module: nn.Module) -> None:
-    """Give a module its own class back.
+def require_unchanged(module: nn.Module) -> None:
+    """Raise unless a module can have its own class back.
 
     Args:
-        module: the module, bound by `bind_class`.
+        module: any module; one that is not bound can.
 
     Raises:
         UnsupportedModelError: something was put on top since, and would be left half removed.
     """
+    if not isinstance(module, Bound):
+        return
     base, now = class_of(module), type(module)
     own_forward = "forward" in vars(module)
-    if own_forward or not issubclass(now, Bound) or now is not _bound_class(now.bound_mixin, base):  # type: ignore[arg-type]
+    if own_forward or now is not _bound_class(module.bound_mixin, base):  # type: ignore[arg-type]
         raise UnsupportedModelError(
             f"{base.__name__} must be as coefficients made it before they go; its class is now {now.__name__}"
             f"{' and its instance carries a forward' if own_forward else ''}. Remove the parametrization, sharding or "
             "accelerate hook that was put on it since, then unload."
         )
-    module.__class__ = base
+
+
+def unbind_class(module: nn.Module) -> None:
+    """Give a module its own class back.
+
+    Args:
+        module: the module, bound by `bind_class` and unchanged since: `require_unchanged`.
+    """
+    module.__class__ = class_of(module)
 
 
 @cache

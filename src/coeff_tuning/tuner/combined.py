@@ -19,7 +19,7 @@ from torch import nn
 
 from coeff_tuning.errors import CombinationError, MergeError
 from coeff_tuning.tuner import mixed_batch
-from coeff_tuning.tuner.checks import coeff_layers, unwatch
+from coeff_tuning.tuner.checks import coeff_layers, require_removable, unwatch
 from coeff_tuning.tuner.config import CoeffConfig
 from coeff_tuning.tuner.merge import merge_exactly
 from coeff_tuning.tuner.model import detach
@@ -54,6 +54,8 @@ class _Combined:
                 )
             super().delete_adapter(adapter_name)  # type: ignore[misc]
             return
+        if self._coeff_names() == [adapter_name]:
+            require_removable(self.get_base_model())
         for _, layer in coeff_layers(self.get_base_model()):
             layer.delete_adapter(adapter_name)  # type: ignore[operator]
         del self.peft_config[adapter_name]
@@ -90,6 +92,7 @@ class _Combined:
         """Merge the other method, then the coefficients if that is exact; else they stay active, with a warning."""
         configs = {name: self.peft_config[name] for name in self._coeff_names()}
         named = None if adapter_names is None else [name for name in adapter_names if name in configs]
+        require_removable(self.get_base_model())
         model: Any = self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
         try:
             if named == []:
