@@ -130,3 +130,21 @@ def test_unload_that_one_module_refuses_leaves_the_others_bound(call: str) -> No
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [type(host).__mro__[1].__name__ for host in hosts] == ["MixedMultiheadAttention"] * 2
     assert all(type(host) is nn.MultiheadAttention for host in getattr(model, call)())
+
+
+def test_a_forward_put_on_a_bound_module_must_reach_the_coefficients() -> None:
+    x = torch.randn(2, 5, 21)
+    register_attention(Switched)
+    host = Switched()
+    model = tiny.randomise(get_peft_model(nn.Sequential(host), CoeffConfig()).eval())
+    on = model(x)
+    bound = host.forward
+    host.forward = lambda x: bound(x)  # as accelerate's hooks do
+    assert torch.equal(model(x), on)
+    host.forward = lambda x: x
+    with pytest.raises(AdapterNotAppliedError, match="Switched must run the forward that coefficients gave it"):
+        model(x)
+    with model.disable_adapter():
+        assert torch.equal(model(x), x)
+    del host.forward
+    assert torch.equal(model(x), on)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from coeff_tuning.errors import UnsupportedModelError
+from coeff_tuning.errors import AdapterNotAppliedError, UnsupportedModelError
 from coeff_tuning.tuner.layer import CHILD_NAME, CoeffLayer
 
 
@@ -27,6 +27,31 @@ class Bound(nn.Module):
     bound_mixin: ClassVar[type[Bound]]
     base_class: ClassVar[type[nn.Module]]
     coefficients: CoeffLayer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module; a forward that was put on its instance since must still come by the coefficients.
+
+        Args:
+            *args: those of the module's class.
+            **kwargs: the same.
+
+        Returns:
+            The result of its forward.
+
+        Raises:
+            AdapterNotAppliedError: it did not.
+        """
+        if "forward" not in vars(self) or torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        layer = self.coefficients
+        layer.was_applied = False
+        out = super().__call__(*args, **kwargs)
+        if layer.is_active and not layer.was_applied:
+            raise AdapterNotAppliedError(
+                f"{type(self).__name__} must run the forward that coefficients gave it; its instance carries another "
+                "one, put there since, which does not call it. Remove that one with `del module.forward`."
+            )
+        return out
 
     def active_layer(self) -> CoeffLayer | None:
         """The coefficients if they are to be applied now, else None; notes that the forward pass came by."""
