@@ -144,6 +144,17 @@ def test_deleting_the_coefficients_leaves_lora_alone() -> None:
     assert torch.equal(run(model), run(alone))
 
 
+@pytest.mark.parametrize("targets", [None, ["0"], ["0.base_layer"], ".*"], ids=str)
+def test_attention_that_lora_wraps_whole_is_refused(targets: Any) -> None:
+    attention = nn.Sequential(*(nn.MultiheadAttention(24, 3) for _ in range(2)))
+    model = get_peft_model(attention, LoraConfig(target_modules=["0"]))
+    with pytest.raises(CombinationError, match=r"'0' is a peft\.tuners\.lora\.layer\.MultiheadAttention around one"):
+        add_coeff(model, CoeffConfig(target_modules=targets))
+    assert list(model.peft_config) == ["default"]
+    add_coeff(model, CoeffConfig(target_modules=["1"]))
+    assert [name for name, m in attention.named_modules() if isinstance(m, CoeffLayer)] == ["1.coefficients"]
+
+
 def test_deleting_the_method_that_owns_the_model_raises() -> None:
     model = train(both())
     on = run(model)

@@ -45,8 +45,8 @@ def add_coeff(peft_model: PeftModel, config: CoeffConfig, adapter_name: str = "c
 
     Raises:
         TypeError: the arguments are not a PeftModel and a CoeffConfig.
-        CombinationError: the model has no other method, is a stack of PeftModels, uses prompt learning, or `config`
-            asks for `modules_to_save`.
+        CombinationError: the model has no other method, is a stack of PeftModels, uses prompt learning, has layers of
+            the other method around its attention modules, or `config` asks for `modules_to_save`.
         ValueError: the name is taken, or the config names modules that do not exist.
         UnsupportedModelError: no attention module of the model can get coefficients.
 
