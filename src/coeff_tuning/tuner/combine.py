@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from torch import nn
 from coeff_tuning.errors import AdapterFileError, CombinationError
 from coeff_tuning.tuner import checks, fit
 from coeff_tuning.tuner.combined import combined_class
-from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig, check_weights
+from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig, check_files, peft_type_of
 from coeff_tuning.tuner.model import CoeffModel
 
 
@@ -105,7 +104,7 @@ def load_coeff(
             return peft_model
     name = adapter_name or ("coeff" if folder == root else folder.name)
     if name in peft_model.peft_config or isinstance(peft_model.base_model, CoeffModel):
-        check_weights(folder)  # PEFT does not name a file that it cannot read
+        check_files(folder)  # PEFT does not name a file that it cannot read
         peft_model.load_adapter(str(folder), name, is_trainable=is_trainable)
         return peft_model
     config = CoeffConfig.from_pretrained(str(folder))
@@ -194,21 +193,3 @@ def _find_coeff_folder(path: Path) -> Path:
             f"{[str(f.name) for f in found] or 'none'}. Name the folder that holds them."
         )
     return found[0]
-
-
-def peft_type_of(config: Path) -> str | None:
-    """The PEFT method that a saved config is of.
-
-    Args:
-        config: the file.
-
-    Returns:
-        Its name, if the config has one.
-
-    Raises:
-        AdapterFileError: the file is not a JSON object.
-    """
-    try:
-        return json.loads(config.read_text(encoding="utf-8")).get("peft_type")  # type: ignore[no-any-return]
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise AdapterFileError(f"{config} must be a JSON object; it cannot be read ({error}).") from None

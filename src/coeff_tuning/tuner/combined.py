@@ -20,7 +20,7 @@ from torch import nn
 from coeff_tuning.errors import CombinationError, MergeError
 from coeff_tuning.tuner import mixed_batch
 from coeff_tuning.tuner.checks import coeff_layers, require_removable, unwatch
-from coeff_tuning.tuner.config import CoeffConfig
+from coeff_tuning.tuner.config import CoeffConfig, check_files
 from coeff_tuning.tuner.merge import merge_exactly
 from coeff_tuning.tuner.model import detach
 
@@ -74,11 +74,16 @@ class _Combined:
 
     def load_adapter(self, model_id: str | os.PathLike[str], adapter_name: str, *args: Any, **kwargs: Any) -> Any:
         """Load an adapter; over an existing one, also the coefficients that were saved in the same folder."""
-        is_replaced = adapter_name in self.peft_config and adapter_name not in self._coeff_names()
+        own = self._coeff_names()
+        is_replaced = adapter_name in self.peft_config and adapter_name not in own
+        beside = {
+            name: Path(model_id, name) for name in own if is_replaced and Path(model_id, name, CONFIG_NAME).is_file()
+        }
+        for folder in (Path(model_id, kwargs.get("subfolder") or ""), *beside.values()):
+            check_files(folder)  # all before the first is loaded; PEFT does not name a file that it cannot read
         result = super().load_adapter(model_id, adapter_name, *args, **kwargs)  # type: ignore[misc]
-        for name in self._coeff_names() if is_replaced else []:
-            if Path(model_id, name, CONFIG_NAME).is_file():
-                super().load_adapter(str(Path(model_id, name)), name, *args, **kwargs)  # type: ignore[misc]
+        for name, folder in beside.items():
+            super().load_adapter(str(folder), name, *args, **kwargs)  # type: ignore[misc]
         return result
 
     def unload(self, *args: Any, **kwargs: Any) -> nn.Module:
