@@ -148,3 +148,12 @@ def test_a_forward_put_on_a_bound_module_must_reach_the_coefficients() -> None:
         assert torch.equal(model(x), x)
     del host.forward
     assert torch.equal(model(x), on)
+
+
+def test_one_module_that_cannot_be_bound_leaves_the_others_alone() -> None:
+    hosts = [nn.MultiheadAttention(24, 3) for _ in range(2)]
+    hosts[1].forward = hosts[1].forward
+    with pytest.raises(UnsupportedModelError, match="MultiheadAttention must run the forward of its class"):
+        get_peft_model(nn.Sequential(*hosts), CoeffConfig())
+    assert [type(host) for host in hosts] == [nn.MultiheadAttention] * 2
+    assert not any(hasattr(host, "coefficients") for host in hosts)

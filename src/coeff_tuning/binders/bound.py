@@ -78,21 +78,29 @@ def class_of(module: nn.Module) -> type[nn.Module]:
     return module.base_class if isinstance(module, Bound) else type(module)
 
 
-def bind_class(module: nn.Module, mixin: type[Bound]) -> None:
-    """Give a module the class `mixin` + its own.
+def require_class_forward(module: nn.Module) -> None:
+    """Raise unless a module can be bound; to be called before any module is.
 
     Args:
-        module: the module, not bound yet.
-        mixin: what its forward is to do.
+        module: any module; one that is bound already can.
 
     Raises:
         UnsupportedModelError: the instance has a `forward` of its own, which would bypass that of any class.
     """
-    if "forward" in vars(module):
+    if "forward" in vars(module) and not isinstance(module, Bound):
         raise UnsupportedModelError(
             f"{type(module).__name__} must run the forward of its class; its instance carries another one, such as an "
             "accelerate hook or a patch puts there. Attach coefficients before that, or remove it first."
         )
+
+
+def bind_class(module: nn.Module, mixin: type[Bound]) -> None:
+    """Give a module the class `mixin` + its own.
+
+    Args:
+        module: the module, not bound yet: `require_class_forward`.
+        mixin: what its forward is to do.
+    """
     module.__class__ = _bound_class(mixin, type(module))  # type: ignore[arg-type]
 
 
