@@ -69,6 +69,29 @@ def test_a_combination_is_loaded_whole_or_piece_by_piece(tmp_path: Path) -> None
     assert isinstance(alone, PeftModel)
 
 
+def test_a_file_is_not_loaded_over_an_adapter_of_another_method(tmp_path: Path) -> None:
+    model = train(both())
+    model.save_pretrained(tmp_path)
+    on = run(model)
+    with pytest.raises(AdapterMismatchError, match="must hold an adapter of LORA, which 'default' is; .* one of COEFF"):
+        model.load_adapter(tmp_path / "coeff", "default")
+    with pytest.raises(AdapterMismatchError, match="must hold an adapter of COEFF, which 'coeff' is; .* one of LORA"):
+        model.load_adapter(tmp_path, "coeff")
+    assert torch.equal(run(model), on)
+    for other in (model, get_peft_model(classifier(), lora())):
+        with pytest.raises(ValueError, match="'default' is the LORA adapter of this model"):
+            load_coeff(other, tmp_path / "coeff", "default")
+
+
+def test_a_combination_is_not_loaded_by_half_into_coefficients_alone(tmp_path: Path) -> None:
+    both().save_pretrained(tmp_path)
+    model = get_peft_model(classifier(), CoeffConfig())
+    with pytest.raises(CombinationError, match="an adapter of LORA, which cannot join a model of coefficients alone"):
+        load_coeff(model, tmp_path)
+    load_coeff(model, tmp_path / "coeff", "more")
+    assert list(model.peft_config) == ["default", "more"]
+
+
 def test_resaving_and_swapping_in_place(tmp_path: Path) -> None:
     model = train(both())
     on = run(model)

@@ -94,6 +94,7 @@ def load_coeff(
         AdapterFileError: `path` holds no coefficients, several, or a file that cannot be read.
         AdapterMismatchError: the coefficients do not fit the model.
         CombinationError: the adapters on the model cannot be combined with them.
+        ValueError: `adapter_name` is an adapter of another method.
     """
     root, folder = Path(path), _find_coeff_folder(Path(path))
     peft_model: Any = model
@@ -103,6 +104,7 @@ def load_coeff(
         if folder == root:
             return peft_model
     name = adapter_name or ("coeff" if folder == root else folder.name)
+    _require_room(peft_model, name, root, folder)
     if name in peft_model.peft_config or isinstance(peft_model.base_model, CoeffModel):
         check_files(folder)  # PEFT does not name a file that it cannot read
         peft_model.load_adapter(str(folder), name, is_trainable=is_trainable)
@@ -120,6 +122,21 @@ def load_coeff(
     if not is_trainable:
         peft_model.eval()
     return peft_model
+
+
+def _require_room(peft_model: Any, name: str, root: Path, folder: Path) -> None:
+    """Raise unless all that a folder holds can be loaded beside, or over, what a model has."""
+    held = peft_model.peft_config.get(name)
+    if held is not None and not isinstance(held, CoeffConfig):
+        raise ValueError(
+            f"adapter_name must be new, or that of coefficients; {name!r} is the {held.peft_type.value} adapter of "
+            "this model, which coefficients would be loaded over without effect."
+        )
+    if isinstance(peft_model.base_model, CoeffModel) and folder != root and (root / CONFIG_NAME).is_file():
+        raise CombinationError(
+            f"{root} holds coefficients and an adapter of {peft_type_of(root / CONFIG_NAME)}, which cannot join a "
+            f"model of coefficients alone. Pass the base model for both, or {folder} for the coefficients."
+        )
 
 
 def check_joining(peft_model: Any, config: Any, adapter_name: str) -> None:
