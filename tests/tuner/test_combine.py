@@ -16,11 +16,7 @@ from torch import nn
 from coeff_tuning import CoeffConfig, CoeffLayer, add_coeff, load_coeff
 from coeff_tuning.errors import AdapterFileError, AdapterMismatchError, CombinationError
 from tests import tiny
-
-
-def classifier() -> nn.Module:
-    torch.manual_seed(0)
-    return tf.BertForSequenceClassification(tf.BertConfig(**tiny.TEXT, num_labels=5)).eval()
+from tests.tuner.test_combinations import INPUTS, classifier, run
 
 
 def lora() -> LoraConfig:
@@ -31,9 +27,6 @@ def both() -> PeftModel:
     return add_coeff(get_peft_model(classifier(), lora()), CoeffConfig(coeff_dropout=0.0))
 
 
-INPUTS = {"input_ids": torch.arange(3, 17).reshape(2, 7), "labels": torch.tensor([1, 4])}
-
-
 def train(model: PeftModel) -> PeftModel:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
     for _ in range(3):
@@ -41,11 +34,6 @@ def train(model: PeftModel) -> PeftModel:
         model.train()(**INPUTS).loss.backward()
         optimizer.step()
     return model.eval()
-
-
-@torch.no_grad()
-def run(model: nn.Module) -> torch.Tensor:
-    return model(**INPUTS).logits
 
 
 def test_the_trained_head_is_used() -> None:

@@ -26,6 +26,7 @@ from coeff_tuning import CoeffConfig, CoeffLayer
 from coeff_tuning.errors import MergeError
 from coeff_tuning.tuner import mixed_batch
 from tests import tiny
+from tests.tiny import layers
 
 FOUR = pytest.mark.parametrize("family", ["bert", "vit", "llama", "bart"])
 
@@ -38,10 +39,6 @@ def fresh(family: str, **config: Any) -> tuple[PeftModel, dict[str, Any]]:
 def trained(family: str, **config: Any) -> tuple[PeftModel, dict[str, Any]]:
     peft_model, inputs = fresh(family, **config)
     return tiny.randomise(peft_model), inputs
-
-
-def layers(model: nn.Module) -> list[CoeffLayer]:
-    return [m for m in model.modules() if isinstance(m, CoeffLayer)]
 
 
 @torch.no_grad()
