@@ -63,8 +63,8 @@ def unwatch(model: nn.Module) -> None:
 
 
 def _remove(hooks: dict[int, Any], own: Any) -> None:
-    for key in [key for key, hook in hooks.items() if hook is own]:
-        del hooks[key]
+    for key in [key for key, hook in list(hooks.items()) if hook is own]:
+        hooks.pop(key, None)  # another thread may have been faster
 
 
 def _before_pass(model: nn.Module, args: Any) -> None:
