@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 import transformers as tf
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+
+from coeff_tuning import CoeffConfig, CoeffLayer
 
 TEXT = {
     "vocab_size": 61,
@@ -254,3 +257,18 @@ def randomise(model: nn.Module, scale: float = 0.5, seed: int = 1) -> nn.Module:
         if "coeff_delta" in name:
             parameter.data = scale * torch.randn(parameter.shape, generator=generator).to(parameter)
     return model
+
+
+def adapt(model: nn.Module, **config: Any) -> PeftModel:
+    """A model with random coefficients on every attention module, in evaluation mode."""
+    return randomise(get_peft_model(model, CoeffConfig(**{"coeff_dropout": 0.0, **config})).eval())
+
+
+def layers(model: nn.Module) -> list[CoeffLayer]:
+    """Every layer of coefficients."""
+    return [m for m in model.modules() if isinstance(m, CoeffLayer)]
+
+
+def deltas(model: nn.Module) -> list[nn.Parameter]:
+    """Every trained matrix."""
+    return [p for n, p in model.named_parameters() if "coeff_delta" in n]

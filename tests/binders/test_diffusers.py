@@ -20,6 +20,7 @@ from coeff_tuning.errors import AdapterNotAppliedError, UnsupportedModelError
 from tests import tiny
 from tests.binders.diffusers_cases import FAMILIES, build, output, wan
 from tests.binders.literal import literal_mixing
+from tests.tiny import deltas
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers")
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -49,10 +50,6 @@ def literal(model: nn.Module) -> Iterator[None]:
     ):
         yield
     assert mixed == [layers]
-
-
-def deltas(model: nn.Module) -> list[Tensor]:
-    return [p for n, p in model.named_parameters() if "coeff_delta" in n]
 
 
 def assert_gradients(ours: Tensor, expected: Tensor, model: nn.Module) -> None:

@@ -114,3 +114,46 @@ def test_unload_under_something_put_on_top_raises() -> None:
     del host.forward
     assert type(model.unload()[0]) is nn.MultiheadAttention
     assert host(x, x, x)[0].shape == x.shape
+
+
+@pytest.mark.parametrize("call", ["unload", "merge_and_unload"])
+def test_unload_that_one_module_refuses_leaves_the_others_bound(call: str) -> None:
+    hosts = [nn.MultiheadAttention(24, 3, batch_first=True) for _ in range(2)]
+    model = get_peft_model(nn.ModuleList(hosts), CoeffConfig())
+    for host in hosts:
+        host.coefficients.coeff_delta["default"].data = torch.diag(torch.tensor([0.5, -2.0, 3.0]))  # merges exactly
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parametrize.register_parametrization(hosts[1], "in_proj_bias", Doubled())
+    with pytest.raises(UnsupportedModelError, match="its class is now ParametrizedMultiheadAttention"):
+        getattr(model, call)()
+    parametrize.remove_parametrizations(hosts[1], "in_proj_bias", leave_parametrized=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [type(host).__mro__[1].__name__ for host in hosts] == ["MixedMultiheadAttention"] * 2
+    assert all(type(host) is nn.MultiheadAttention for host in getattr(model, call)())
+
+
+def test_a_forward_put_on_a_bound_module_must_reach_the_coefficients() -> None:
+    x = torch.randn(2, 5, 21)
+    register_attention(Switched)
+    host = Switched()
+    model = tiny.randomise(get_peft_model(nn.Sequential(host), CoeffConfig()).eval())
+    on = model(x)
+    bound = host.forward
+    host.forward = lambda x: bound(x)  # as accelerate's hooks do
+    assert torch.equal(model(x), on)
+    host.forward = lambda x: x
+    with pytest.raises(AdapterNotAppliedError, match="Switched must run the forward that coefficients gave it"):
+        model(x)
+    with model.disable_adapter():
+        assert torch.equal(model(x), x)
+    del host.forward
+    assert torch.equal(model(x), on)
+
+
+def test_one_module_that_cannot_be_bound_leaves_the_others_alone() -> None:
+    hosts = [nn.MultiheadAttention(24, 3) for _ in range(2)]
+    hosts[1].forward = hosts[1].forward
+    with pytest.raises(UnsupportedModelError, match="MultiheadAttention must run the forward of its class"):
+        get_peft_model(nn.Sequential(*hosts), CoeffConfig())
+    assert [type(host) for host in hosts] == [nn.MultiheadAttention] * 2
+    assert not any(hasattr(host, "coefficients") for host in hosts)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 
 from coeff_tuning import CoeffConfig, CoeffLayer, add_coeff, load_coeff
 from coeff_tuning.binders import timm as lists
@@ -23,6 +23,7 @@ from tests import tiny
 from tests.binders.libraries import library
 from tests.binders.literal import literal_mixing
 from tests.binders.timm_cases import CASES, build
+from tests.tiny import adapt, deltas
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 MODELS: dict[str, dict[str, Any]] = {
@@ -40,10 +41,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def adapt(model: nn.Module, **config: Any) -> PeftModel:
-    return tiny.randomise(get_peft_model(model, CoeffConfig(**{"coeff_dropout": 0.0, **config})).eval())
-
-
 def by_hand(model: nn.Module) -> None:
     """Switch to timm's own eager attention."""
     for module in model.modules():
@@ -57,10 +54,6 @@ def whole(name: str) -> nn.Module:
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     return model
-
-
-def deltas(model: nn.Module) -> list[Tensor]:
-    return [p for n, p in model.named_parameters() if "coeff_delta" in n]
 
 
 def assert_literal(model: PeftModel, args: list[Any], kwargs: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ from coeff_tuning import CoeffConfig
 from coeff_tuning.errors import UnsupportedModelError
 from tests import tiny
 from tests.binders.literal import literal_mixing
-from tests.binders.torch_mha_cases import CASES, TOLERANCE, B, E, H, Host, L, adapt, inputs
+from tests.binders.torch_mha_cases import CASES, TOLERANCE, B, E, H, Host, L, inputs
+from tests.tiny import adapt
 
 # torch warns that its own encoder makes a prototype nested tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")

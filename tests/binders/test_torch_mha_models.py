@@ -24,11 +24,11 @@ from tests.binders.torch_mha_cases import (
     S,
     Stack,
     VisionBlock,
-    adapt,
     fast_path,
     literal_by_weights,
     padding,
 )
+from tests.tiny import adapt
 
 # torch warns that its own encoder makes a prototype nested tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")

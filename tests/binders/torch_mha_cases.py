@@ -7,11 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from coeff_tuning import CoeffConfig
-from tests import tiny
 from tests.binders.literal import literal_mixing
 
 B, L, S, H, E = 2, 5, 7, 3, 12
@@ -81,10 +78,6 @@ def literal_by_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def adapt(model: nn.Module, **config: Any) -> PeftModel:
-    return tiny.randomise(get_peft_model(model, CoeffConfig(**{"coeff_dropout": 0.0, **config})).eval())
 
 
 def inputs(kind: str, batch_first: bool, kdim: int = E, vdim: int = E) -> list[Tensor]:

@@ -7,7 +7,8 @@ import torch
 
 from coeff_tuning.functional import coeff_attention
 from coeff_tuning.ops import list_backends
-from coeff_tuning.ops._chunked_kernel import Call, Needs, backward, forward
+from coeff_tuning.ops._call import Call, Needs
+from coeff_tuning.ops._chunked_kernel import backward, forward
 from coeff_tuning.ops.canonical import make_request
 from tests.ops.attention_cases import (
     CASES,

@@ -17,7 +17,8 @@ from coeff_tuning.errors import MergeError
 from coeff_tuning.tuner.merge import find_projections
 from tests import tiny
 from tests.binders import diffusers_cases, timm_cases
-from tests.tuner.test_merge import EXACT, build, deltas, llama, louder, run
+from tests.tiny import deltas
+from tests.tuner.test_merge import EXACT, build, llama, louder, run
 
 APPROXIMATE = ["llama", "phi3", "olmo2", "vit", "gpt2", "bert", "modernbert", "opt", "t5", "swin", "albert", "esm"]
 

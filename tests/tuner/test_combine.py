@@ -16,11 +16,7 @@ from torch import nn
 from coeff_tuning import CoeffConfig, CoeffLayer, add_coeff, load_coeff
 from coeff_tuning.errors import AdapterFileError, AdapterMismatchError, CombinationError
 from tests import tiny
-
-
-def classifier() -> nn.Module:
-    torch.manual_seed(0)
-    return tf.BertForSequenceClassification(tf.BertConfig(**tiny.TEXT, num_labels=5)).eval()
+from tests.tuner.test_combinations import INPUTS, classifier, run
 
 
 def lora() -> LoraConfig:
@@ -31,9 +27,6 @@ def both() -> PeftModel:
     return add_coeff(get_peft_model(classifier(), lora()), CoeffConfig(coeff_dropout=0.0))
 
 
-INPUTS = {"input_ids": torch.arange(3, 17).reshape(2, 7), "labels": torch.tensor([1, 4])}
-
-
 def train(model: PeftModel) -> PeftModel:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
     for _ in range(3):
@@ -41,11 +34,6 @@ def train(model: PeftModel) -> PeftModel:
         model.train()(**INPUTS).loss.backward()
         optimizer.step()
     return model.eval()
-
-
-@torch.no_grad()
-def run(model: nn.Module) -> torch.Tensor:
-    return model(**INPUTS).logits
 
 
 def test_the_trained_head_is_used() -> None:
@@ -67,6 +55,29 @@ def test_a_combination_is_loaded_whole_or_piece_by_piece(tmp_path: Path) -> None
     assert torch.equal(run(load_coeff(one_by_one, tmp_path / "coeff")), on)
     alone = PeftModel.from_pretrained(classifier(), tmp_path / "coeff")
     assert isinstance(alone, PeftModel)
+
+
+def test_a_file_is_not_loaded_over_an_adapter_of_another_method(tmp_path: Path) -> None:
+    model = train(both())
+    model.save_pretrained(tmp_path)
+    on = run(model)
+    with pytest.raises(AdapterMismatchError, match="must hold an adapter of LORA, which 'default' is; .* one of COEFF"):
+        model.load_adapter(tmp_path / "coeff", "default")
+    with pytest.raises(AdapterMismatchError, match="must hold an adapter of COEFF, which 'coeff' is; .* one of LORA"):
+        model.load_adapter(tmp_path, "coeff")
+    assert torch.equal(run(model), on)
+    for other in (model, get_peft_model(classifier(), lora())):
+        with pytest.raises(ValueError, match="'default' is the LORA adapter of this model"):
+            load_coeff(other, tmp_path / "coeff", "default")
+
+
+def test_a_combination_is_not_loaded_by_half_into_coefficients_alone(tmp_path: Path) -> None:
+    both().save_pretrained(tmp_path)
+    model = get_peft_model(classifier(), CoeffConfig())
+    with pytest.raises(CombinationError, match="an adapter of LORA, which cannot join a model of coefficients alone"):
+        load_coeff(model, tmp_path)
+    load_coeff(model, tmp_path / "coeff", "more")
+    assert list(model.peft_config) == ["default", "more"]
 
 
 def test_resaving_and_swapping_in_place(tmp_path: Path) -> None:
@@ -142,6 +153,17 @@ def test_deleting_the_coefficients_leaves_lora_alone() -> None:
     assert not any("coeff" in name for name, _ in model.named_parameters())
     alone.load_state_dict(model.state_dict())
     assert torch.equal(run(model), run(alone))
+
+
+@pytest.mark.parametrize("targets", [None, ["0"], ["0.base_layer"], ".*"], ids=str)
+def test_attention_that_lora_wraps_whole_is_refused(targets: Any) -> None:
+    attention = nn.Sequential(*(nn.MultiheadAttention(24, 3) for _ in range(2)))
+    model = get_peft_model(attention, LoraConfig(target_modules=["0"]))
+    with pytest.raises(CombinationError, match=r"'0' is a peft\.tuners\.lora\.layer\.MultiheadAttention around one"):
+        add_coeff(model, CoeffConfig(target_modules=targets))
+    assert list(model.peft_config) == ["default"]
+    add_coeff(model, CoeffConfig(target_modules=["1"]))
+    assert [name for name, m in attention.named_modules() if isinstance(m, CoeffLayer)] == ["1.coefficients"]
 
 
 def test_deleting_the_method_that_owns_the_model_raises() -> None:

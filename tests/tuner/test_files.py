@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from coeff_tuning import CoeffConfig, load_coeff
+from coeff_tuning import CoeffConfig, add_coeff, load_coeff
 from coeff_tuning.errors import AdapterFileError, AdapterMismatchError
 from tests import tiny
 
@@ -133,6 +133,34 @@ def test_damaged_file_over_a_live_adapter(saved: Path) -> None:
         with pytest.raises(SafetensorError):
             peft_model.load_adapter(saved, "default")
         assert torch.equal(tiny.output(peft_model, inputs), before)
+
+
+def test_damaged_files_in_a_combination_are_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    model, inputs = tiny.build("bert")
+    lora = LoraConfig(target_modules=["query"], init_lora_weights=False)
+    combination = add_coeff(get_peft_model(model, lora), CoeffConfig())
+    combination.save_pretrained(tmp_path)
+    tiny.randomise(combination.eval())
+    with torch.no_grad():
+        before = tiny.output(combination, inputs)
+        for file in (tmp_path / WEIGHTS, tmp_path / "coeff" / WEIGHTS, tmp_path / "coeff" / "adapter_config.json"):
+            whole = file.read_bytes()
+            file.write_bytes(whole[:-2])
+            for folder, name in ((tmp_path, "default"), (file.parent, "coeff")):
+                with pytest.raises(AdapterFileError, match=str(file)):
+                    combination.load_adapter(folder, name)
+            assert torch.equal(tiny.output(combination, inputs), before)
+            file.write_bytes(whole)
+        combination.load_adapter(tmp_path, "default")
+        assert not torch.equal(tiny.output(combination, inputs), before)
+
+
+def test_damaged_config_is_named(saved: Path) -> None:
+    file = saved / "adapter_config.json"
+    file.write_text(file.read_text()[:-9])
+    for load in (CoeffConfig.from_pretrained, lambda folder: load_coeff(bert(), folder)):
+        with pytest.raises(AdapterFileError, match=f"{file} must be a JSON object"):
+            load(saved)
 
 
 @pytest.mark.parametrize("limit", [100, 400], ids=["weights-do-not-fit", "config-does-not-fit"])

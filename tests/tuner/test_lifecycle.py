@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from coeff_tuning import CoeffConfig, CoeffLayer
 from coeff_tuning.errors import MergeError
 from coeff_tuning.tuner import mixed_batch
 from tests import tiny
+from tests.tiny import layers
 
 FOUR = pytest.mark.parametrize("family", ["bert", "vit", "llama", "bart"])
 
@@ -37,10 +39,6 @@ def fresh(family: str, **config: Any) -> tuple[PeftModel, dict[str, Any]]:
 def trained(family: str, **config: Any) -> tuple[PeftModel, dict[str, Any]]:
     peft_model, inputs = fresh(family, **config)
     return tiny.randomise(peft_model), inputs
-
-
-def layers(model: nn.Module) -> list[CoeffLayer]:
-    return [m for m in model.modules() if isinstance(m, CoeffLayer)]
 
 
 @torch.no_grad()
@@ -332,6 +330,22 @@ def test_weighted_sum_takes_the_trained_heads_along(tmp_path: Path) -> None:
     torch.testing.assert_close(heads["mean"].weight, (heads["default"].weight + heads["second"].weight) / 2)
     peft_model.save_pretrained(tmp_path)
     assert torch.equal(run(PeftModel.from_pretrained(base, tmp_path / "same"), inputs), expected)
+
+
+def test_weighted_sum_takes_running_statistics_along() -> None:
+    head = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(24, 2))
+    model = nn.Sequential(OrderedDict(encoder=nn.TransformerEncoderLayer(24, 3, 20, batch_first=True), head=head))
+    peft_model = get_peft_model(model, CoeffConfig(modules_to_save=["head"])).train()
+    x = torch.randn(7, 5, 24)
+    peft_model(3 * x + 1)
+    expected = peft_model.eval()(x)
+    peft_model.add_weighted_adapter(["default"], [1.0], "same")
+    peft_model.add_weighted_adapter(["default"], [0.25], "part")
+    heads = peft_model.base_model.model.head
+    means = [heads.modules_to_save[name][0].running_mean for name in ("default", "part")]
+    torch.testing.assert_close(means[1], 0.25 * means[0] + 0.75 * heads.original_module[0].running_mean)
+    peft_model.set_adapter("same")
+    assert torch.equal(peft_model.eval()(x), expected)
 
 
 def test_a_trained_classifier_is_saved_and_used(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from coeff_tuning.binders.bound import Bound
 from coeff_tuning.errors import MergeError
 from tests import tiny
 from tests.binders import diffusers_cases, timm_cases
+from tests.tiny import deltas
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 DOUBLE = {"atol": 1e-10, "rtol": 1e-10}
@@ -45,10 +46,6 @@ def llama(kv_heads: int, family: type[nn.Module] = tf.LlamaForCausalLM) -> tuple
     config = family.config_class(**{**tiny.GROUPED, "num_key_value_heads": kv_heads})
     model, inputs = tiny.decoder(family, config)
     return louder(model).eval(), inputs
-
-
-def deltas(model: nn.Module) -> list[nn.Parameter]:
-    return [p for n, p in model.named_parameters() if "coeff_delta" in n]
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from torch import Tensor
 from coeff_tuning import CoeffConfig, CoeffLayer, add_coeff, load_coeff
 from coeff_tuning.errors import AdapterMismatchError, MergeError
 from tests import tiny
-from tests.tuner.test_merge import EXACT, deltas, llama, run
+from tests.tiny import deltas, layers
+from tests.tuner.test_merge import EXACT, llama, run
 
 OUTSIDE = torch.ones(6, 6).bool() ^ torch.block_diag(torch.ones(3, 3), torch.ones(3, 3)).bool()
 
@@ -21,10 +22,6 @@ OUTSIDE = torch.ones(6, 6).bool() ^ torch.block_diag(torch.ones(3, 3), torch.one
 def group(**config: Any) -> tuple[PeftModel, dict[str, Tensor]]:
     model, inputs = llama(2)
     return get_peft_model(model, CoeffConfig(mixing="group", **config)), inputs
-
-
-def layers(model: PeftModel) -> list[CoeffLayer]:
-    return [m for m in model.modules() if isinstance(m, CoeffLayer)]
 
 
 def train(model: PeftModel, inputs: dict[str, Tensor]) -> PeftModel:

@@ -1,4 +1,10 @@
-"""Which attention class is served by which binder. A binder makes a library's attention module call our op."""
+"""Which attention class is served by which binder. A binder makes a library's attention module call our op.
+
+- `transformers`, `torch_mha`, `diffusers`, and `sdpa` for classes that call `scaled_dot_product_attention` themselves:
+  one binder each; `timm` and `open_clip` are lists of such classes, `layouts` holds them and yours
+- `base`, `bound`, `eager`: what a binder offers, the class that a module gets, attention that returns its maps
+- `projections`, `transformers_projections`: the linear maps around the attention, which merging changes
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from coeff_tuning.binders.base import Binder
-from coeff_tuning.binders.bound import bind_class, class_of, unbind_class
+from coeff_tuning.binders.bound import bind_class, class_of, require_class_forward, unbind_class
 from coeff_tuning.binders.layouts import Layout
 from coeff_tuning.binders.projections import Place, Projections, unknown_projections
 from coeff_tuning.binders.sdpa import MixedSdpa
@@ -68,6 +68,7 @@ def serves(module: nn.Module) -> bool:
 
 def num_heads(module: Any) -> int:
     """Number of heads; the processor of the moment must be one that can be served."""
+    require_class_forward(module)
     processor = type(module.processor)
     names = set(inspect.unwrap(processor.__call__).__code__.co_names)
     if not names & CALLS or "IPAdapter" in processor.__name__:

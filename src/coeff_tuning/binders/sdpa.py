@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from coeff_tuning.binders.base import Binder, coeff_for
-from coeff_tuning.binders.bound import Bound, bind_class, unbind_class
+from coeff_tuning.binders.bound import Bound, bind_class, require_class_forward, unbind_class
 from coeff_tuning.binders.layouts import Layout, layout_of, refuses
 from coeff_tuning.binders.projections import Projections, unknown_projections
 from coeff_tuning.errors import AdapterNotAppliedError, UnsupportedModelError
@@ -159,6 +159,7 @@ def serves(module: nn.Module) -> bool:
 
 def num_heads(module: nn.Module) -> int:
     """Number of heads, from the attribute that the layout names."""
+    require_class_forward(module)
     layout = layout_of(module)
     assert layout is not None
     reason = layout.why_not(module) if layout.why_not is not None else None

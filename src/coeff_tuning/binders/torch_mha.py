@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coeff_tuning.binders.base import Binder, coeff_for
-from coeff_tuning.binders.bound import Bound, bind_class, class_of, unbind_class
+from coeff_tuning.binders.bound import Bound, bind_class, class_of, require_class_forward, unbind_class
 from coeff_tuning.binders.eager import mixed_eager
 from coeff_tuning.binders.projections import Place, Projections
 from coeff_tuning.functional import coeff_attention
@@ -190,6 +190,7 @@ def serves(module: nn.Module) -> bool:
 
 def num_heads(module: nn.Module) -> int:
     """Number of heads."""
+    require_class_forward(module)
     return int(module.num_heads)  # type: ignore[arg-type]
 
 

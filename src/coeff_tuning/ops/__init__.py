@@ -1,4 +1,12 @@
-"""How the op is computed: the backends, and the registry that picks one."""
+"""How the op is computed: the backends, and the registry that picks one.
+
+- `canonical`, `request`: from a caller's arguments to the one form that backends know
+- `registry`: which backend serves a request
+- `reference`: the formula, ground truth of all others
+- `sdpa`, `mqa`, `decode`, `chunked` (with `_blocks`, `_chunked_kernel`, `_chunked_vmap`): plain torch
+- `native`, `triton`: C++ for the CPU, and kernels for the GPU
+- `_call`: what `chunked` and `triton` share
+"""
 
 from __future__ import annotations
 

@@ -2,71 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from coeff_tuning.ops._blocks import Block, Blocks, Dropout
-
-
-class Call(NamedTuple):
-    """Arguments of the op.
-
-    Attributes:
-        query: `(B, H, L, E)`.
-        key: `(B, Hkv, S, E)`.
-        value: `(B, Hkv, S, Ev)`.
-        coeff: `(H, H)`, `(B, H, H)`, or None for the identity.
-        mask: 4 dimensions, each 1 or that of `(B, H, L, S)`; bool or float.
-        seed: one integer on the CPU that says which entries are dropped; None if none are.
-        dropout_p: chance to zero an entry of a map.
-        is_causal: query `i` sees keys `0..i`.
-        scale: factor on the scores.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    coeff: Tensor | None
-    mask: Tensor | None
-    seed: Tensor | None
-    dropout_p: float
-    is_causal: bool
-    scale: float
-
-
-class Needs(NamedTuple):
-    """Which gradients to compute."""
-
-    query: bool
-    key: bool
-    value: bool
-    coeff: bool
-    mask: bool
-
-
-class Gradients(NamedTuple):
-    """Gradients, None where not needed; uninitialised when they come from `empty_gradients`."""
-
-    query: Tensor | None
-    key: Tensor | None
-    value: Tensor | None
-    coeff: Tensor | None
-    mask: Tensor | None
-
-
-def empty_output(call: Call) -> Tensor:
-    """Uninitialised `(B, H, L, Ev)`, positions before heads in memory, as models want it next."""
-    batch, heads, length, _ = call.query.shape
-    return call.query.new_empty((batch, length, heads, call.value.shape[-1])).transpose(1, 2)
-
-
-def empty_gradients(call: Call, needs: Needs) -> Gradients:
-    """Uninitialised gradients in the dtype of their inputs."""
-    inputs = (call.query, call.key, call.value, call.coeff, call.mask)
-    pairs = zip(inputs, needs, strict=True)
-    return Gradients(*(torch.empty_like(x) if need and x is not None else None for x, need in pairs))
+from coeff_tuning.ops._call import Call, Gradients, Needs, empty_gradients, empty_output, is_empty
 
 
 def forward(call: Call, block_bytes: int | None = None) -> Tensor:
@@ -80,7 +20,7 @@ def forward(call: Call, block_bytes: int | None = None) -> Tensor:
         `(B, H, L, Ev)`, dtype of `query`.
     """
     out = empty_output(call)
-    if _is_empty(call):
+    if is_empty(call):
         return out.zero_()
     blocks = Blocks(call.query, call.key, call.mask, call.is_causal, block_bytes)
     dropout = Dropout(blocks, call.seed, call.dropout_p)
@@ -111,11 +51,8 @@ def backward(grad: Tensor, call: Call, needs: Needs, block_bytes: int | None = N
         Gradients in the dtype of their inputs, None where not needed.
     """
     gradients = empty_gradients(call, needs)
-    if _is_empty(call):
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.zero_()
-        return gradients
+    if is_empty(call):
+        return gradients.zero_()
     return _Backward(grad, call, gradients, block_bytes).run()
 
 
@@ -204,10 +141,6 @@ class _Backward:
             torch.mul(part.view(target.shape), scale, out=target)
         if dkeys is not None:
             dkeys.baddbmm_(blocks.by_kv(self.dmaps, block).mT, rows, alpha=scale)
-
-
-def _is_empty(call: Call) -> bool:
-    return 0 in (*call.query.shape[:3], call.key.shape[2])
 
 
 def _zeros(like: Tensor | None, dtype: torch.dtype) -> Tensor | None:

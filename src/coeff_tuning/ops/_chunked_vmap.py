@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coeff_tuning.ops._chunked_kernel import Call, Needs
+from coeff_tuning.ops._call import Call, Needs
 
 Dims = tuple[int | None, ...]
 Rule = Callable[..., tuple[Any, Any]]

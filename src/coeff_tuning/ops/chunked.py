@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from coeff_tuning.errors import UnsupportedError
-from coeff_tuning.ops._chunked_kernel import Call, Needs, backward, empty_gradients, empty_output, forward
+from coeff_tuning.ops._call import Call, Needs, empty_gradients, empty_output
+from coeff_tuning.ops._chunked_kernel import backward, forward
 from coeff_tuning.ops._chunked_vmap import vmap_backward_rule, vmap_rule
 from coeff_tuning.ops.registry import Backend
 from coeff_tuning.ops.request import Request, in_forward_mode, in_functorch_transform, without_autocast

@@ -42,8 +42,8 @@ def decode_attention(request: Request) -> Tensor:
     mask = _mask(request)
     if mask is not None:
         dead = dead_rows(mask)
-        bias = mask if mask.dtype != torch.bool else torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
-        maps = torch.softmax((scores + bias).masked_fill(dead, 0.0), -1).masked_fill(dead, 0.0)
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        maps = torch.softmax(scores.masked_fill(dead, 0.0), -1).masked_fill(dead, 0.0)
     else:
         maps = torch.softmax(scores, -1)
     if request.coeff is not None:

@@ -9,6 +9,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 
+from coeff_tuning.binders.bound import require_unchanged
 from coeff_tuning.errors import AdapterNotAppliedError, CombinationError
 from coeff_tuning.tuner.config import CoeffConfig
 from coeff_tuning.tuner.layer import BASE_ADAPTER, CHILD_NAME, CoeffLayer
@@ -62,8 +63,8 @@ def unwatch(model: nn.Module) -> None:
 
 
 def _remove(hooks: dict[int, Any], own: Any) -> None:
-    for key in [key for key, hook in hooks.items() if hook is own]:
-        del hooks[key]
+    for key in [key for key, hook in list(hooks.items()) if hook is own]:
+        hooks.pop(key, None)  # another thread may have been faster
 
 
 def _before_pass(model: nn.Module, args: Any) -> None:
@@ -115,6 +116,22 @@ def _after_pass(model: nn.Module, args: Any, output: Any) -> None:
         )
     if all(layer.is_active for _, layer in layers):  # else it was a pass with adapters off, which proves nothing
         _remove(model._forward_hooks, _after_pass)
+
+
+# Before it is changed
+
+
+def require_removable(model: nn.Module) -> None:
+    """Raise unless coefficients can be taken off every module; to be called before the first change.
+
+    Args:
+        model: the model.
+
+    Raises:
+        UnsupportedModelError: something was put on a module since, and would be left half removed.
+    """
+    for name, _ in coeff_layers(model):
+        require_unchanged(model.get_submodule(name.rpartition(".")[0]))
 
 
 # Naming and combining

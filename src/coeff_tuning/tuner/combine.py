@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from torch import nn
 from coeff_tuning.errors import AdapterFileError, CombinationError
 from coeff_tuning.tuner import checks, fit
 from coeff_tuning.tuner.combined import combined_class
-from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig, check_weights
+from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig, check_files, peft_type_of
 from coeff_tuning.tuner.model import CoeffModel
 
 
@@ -45,8 +44,8 @@ def add_coeff(peft_model: PeftModel, config: CoeffConfig, adapter_name: str = "c
 
     Raises:
         TypeError: the arguments are not a PeftModel and a CoeffConfig.
-        CombinationError: the model has no other method, is a stack of PeftModels, uses prompt learning, or `config`
-            asks for `modules_to_save`.
+        CombinationError: the model has no other method, is a stack of PeftModels, uses prompt learning, has layers of
+            the other method around its attention modules, or `config` asks for `modules_to_save`.
         ValueError: the name is taken, or the config names modules that do not exist.
         UnsupportedModelError: no attention module of the model can get coefficients.
 
@@ -95,6 +94,7 @@ def load_coeff(
         AdapterFileError: `path` holds no coefficients, several, or a file that cannot be read.
         AdapterMismatchError: the coefficients do not fit the model.
         CombinationError: the adapters on the model cannot be combined with them.
+        ValueError: `adapter_name` is an adapter of another method.
     """
     root, folder = Path(path), _find_coeff_folder(Path(path))
     peft_model: Any = model
@@ -104,8 +104,9 @@ def load_coeff(
         if folder == root:
             return peft_model
     name = adapter_name or ("coeff" if folder == root else folder.name)
+    _require_room(peft_model, name, root, folder)
     if name in peft_model.peft_config or isinstance(peft_model.base_model, CoeffModel):
-        check_weights(folder)  # PEFT does not name a file that it cannot read
+        check_files(folder)  # PEFT does not name a file that it cannot read
         peft_model.load_adapter(str(folder), name, is_trainable=is_trainable)
         return peft_model
     config = CoeffConfig.from_pretrained(str(folder))
@@ -121,6 +122,21 @@ def load_coeff(
     if not is_trainable:
         peft_model.eval()
     return peft_model
+
+
+def _require_room(peft_model: Any, name: str, root: Path, folder: Path) -> None:
+    """Raise unless all that a folder holds can be loaded beside, or over, what a model has."""
+    held = peft_model.peft_config.get(name)
+    if held is not None and not isinstance(held, CoeffConfig):
+        raise ValueError(
+            f"adapter_name must be new, or that of coefficients; {name!r} is the {held.peft_type.value} adapter of "
+            "this model, which coefficients would be loaded over without effect."
+        )
+    if isinstance(peft_model.base_model, CoeffModel) and folder != root and (root / CONFIG_NAME).is_file():
+        raise CombinationError(
+            f"{root} holds coefficients and an adapter of {peft_type_of(root / CONFIG_NAME)}, which cannot join a "
+            f"model of coefficients alone. Pass the base model for both, or {folder} for the coefficients."
+        )
 
 
 def check_joining(peft_model: Any, config: Any, adapter_name: str) -> None:
@@ -194,21 +210,3 @@ def _find_coeff_folder(path: Path) -> Path:
             f"{[str(f.name) for f in found] or 'none'}. Name the folder that holds them."
         )
     return found[0]
-
-
-def peft_type_of(config: Path) -> str | None:
-    """The PEFT method that a saved config is of.
-
-    Args:
-        config: the file.
-
-    Returns:
-        Its name, if the config has one.
-
-    Raises:
-        AdapterFileError: the file is not a JSON object.
-    """
-    try:
-        return json.loads(config.read_text(encoding="utf-8")).get("peft_type")  # type: ignore[no-any-return]
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise AdapterFileError(f"{config} must be a JSON object; it cannot be read ({error}).") from None

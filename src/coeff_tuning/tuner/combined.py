@@ -17,10 +17,10 @@ from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
 
-from coeff_tuning.errors import CombinationError, MergeError
+from coeff_tuning.errors import AdapterMismatchError, CombinationError, MergeError
 from coeff_tuning.tuner import mixed_batch
-from coeff_tuning.tuner.checks import coeff_layers, unwatch
-from coeff_tuning.tuner.config import CoeffConfig
+from coeff_tuning.tuner.checks import coeff_layers, require_removable, unwatch
+from coeff_tuning.tuner.config import CoeffConfig, check_files, peft_type_of
 from coeff_tuning.tuner.merge import merge_exactly
 from coeff_tuning.tuner.model import detach
 
@@ -54,6 +54,8 @@ class _Combined:
                 )
             super().delete_adapter(adapter_name)  # type: ignore[misc]
             return
+        if self._coeff_names() == [adapter_name]:
+            require_removable(self.get_base_model())
         for _, layer in coeff_layers(self.get_base_model()):
             layer.delete_adapter(adapter_name)  # type: ignore[operator]
         del self.peft_config[adapter_name]
@@ -71,13 +73,44 @@ class _Combined:
             self.peft_config.update(own)
 
     def load_adapter(self, model_id: str | os.PathLike[str], adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        """Load an adapter; over an existing one, also the coefficients that were saved in the same folder."""
-        is_replaced = adapter_name in self.peft_config and adapter_name not in self._coeff_names()
+        """Load an adapter; over an existing one, also the coefficients that were saved in the same folder.
+
+        Args:
+            model_id: folder or hub id.
+            adapter_name: its name in the model.
+            *args: as in `peft.PeftModel.load_adapter`.
+            **kwargs: the same.
+
+        Returns:
+            What PEFT returns: the keys that had no match.
+
+        Raises:
+            AdapterFileError: a file cannot be read.
+            AdapterMismatchError: the folder holds an adapter of another method than the one that it is loaded over.
+        """
+        own = self._coeff_names()
+        is_replaced = adapter_name in self.peft_config and adapter_name not in own
+        beside = {
+            name: Path(model_id, name) for name in own if is_replaced and Path(model_id, name, CONFIG_NAME).is_file()
+        }
+        folder = Path(model_id, kwargs.get("subfolder") or "")
+        for each in (folder, *beside.values()):
+            check_files(each)  # all before the first is loaded; PEFT does not name a file that it cannot read
+        self._require_kind(adapter_name, folder / CONFIG_NAME)
         result = super().load_adapter(model_id, adapter_name, *args, **kwargs)  # type: ignore[misc]
-        for name in self._coeff_names() if is_replaced else []:
-            if Path(model_id, name, CONFIG_NAME).is_file():
-                super().load_adapter(str(Path(model_id, name)), name, *args, **kwargs)  # type: ignore[misc]
+        for name, each in beside.items():
+            super().load_adapter(str(each), name, *args, **kwargs)  # type: ignore[misc]
         return result
+
+    def _require_kind(self, adapter_name: str, config: Path) -> None:
+        """PEFT would load nothing, in silence."""
+        held = self.peft_config.get(adapter_name)
+        saved = peft_type_of(config) if config.is_file() else None
+        if held is not None and saved not in (None, held.peft_type):
+            raise AdapterMismatchError(
+                f"{config.parent} must hold an adapter of {held.peft_type.value}, which {adapter_name!r} is; it holds "
+                f"one of {saved}. Name the folder, or the adapter, of the same method."
+            )
 
     def unload(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Take off both methods; gives the base model."""
@@ -90,6 +123,7 @@ class _Combined:
         """Merge the other method, then the coefficients if that is exact; else they stay active, with a warning."""
         configs = {name: self.peft_config[name] for name in self._coeff_names()}
         named = None if adapter_names is None else [name for name in adapter_names if name in configs]
+        require_removable(self.get_base_model())
         model: Any = self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
         try:
             if named == []:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -155,7 +156,7 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], subfolder: str | None = None, **kwargs: Any
     ) -> CoeffConfig:
-        """Load a saved config; weights beside it that are missing or cannot be read raise here, by name.
+        """Load a saved config; it or the weights beside it, missing or not to be read, raise here, by name.
 
         Args:
             pretrained_model_name_or_path: folder or hub id of a saved adapter.
@@ -166,9 +167,9 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
             The config.
 
         Raises:
-            AdapterFileError: the adapter's weights file is missing, truncated or corrupt.
+            AdapterFileError: the config is no JSON object, or the weights are missing, truncated or corrupt.
         """
-        check_weights(Path(pretrained_model_name_or_path, subfolder or ""))
+        check_files(Path(pretrained_model_name_or_path, subfolder or ""))
         return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)  # type: ignore[no-any-return]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -184,17 +185,18 @@ class CoeffConfig(PeftConfig):  # type: ignore[misc]
             os.replace(Path(staging, CONFIG_NAME), Path(save_directory, CONFIG_NAME))
 
 
-def check_weights(folder: Path) -> None:
-    """Raise if a local adapter folder has no weights, or weights that cannot be read.
+def check_files(folder: Path) -> None:
+    """Raise if a local adapter folder, of any PEFT method, has a config or weights that cannot be read, or no weights.
 
     Args:
         folder: the folder; nothing is checked where it holds no adapter (it may be the name of one on a hub).
 
     Raises:
-        AdapterFileError: the weights are missing, truncated or corrupt.
+        AdapterFileError: the config is no JSON object, or the weights are missing, truncated or corrupt.
     """
     if not (folder / CONFIG_NAME).is_file():
         return
+    peft_type_of(folder / CONFIG_NAME)
     file = folder / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
         if not (folder / WEIGHTS_NAME).is_file():
@@ -211,3 +213,21 @@ def check_weights(folder: Path) -> None:
             f"The adapter file {file} must be a complete safetensors file; it has {file.stat().st_size} bytes and "
             f"cannot be read ({error}). Copy or save the adapter again."
         ) from None
+
+
+def peft_type_of(config: Path) -> str | None:
+    """The PEFT method that a saved config is of.
+
+    Args:
+        config: the file.
+
+    Returns:
+        Its name, if the config has one.
+
+    Raises:
+        AdapterFileError: the file is not a JSON object.
+    """
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("peft_type")  # type: ignore[no-any-return]
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise AdapterFileError(f"{config} must be a JSON object; it cannot be read ({error}).") from None

@@ -18,8 +18,8 @@ from coeff_tuning.binders import find_binder
 from coeff_tuning.errors import AdapterFileError, AdapterMismatchError
 from coeff_tuning.tuner import checks, fit
 from coeff_tuning.tuner import merge as merging
-from coeff_tuning.tuner.combine import add_coeff, check_joining, peft_type_of
-from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig
+from coeff_tuning.tuner.combine import add_coeff, check_joining
+from coeff_tuning.tuner.config import PEFT_TYPE, CoeffConfig, peft_type_of
 from coeff_tuning.tuner.groups import require_zeros, same_value_head
 from coeff_tuning.tuner.layer import CHILD_NAME, DELTA_NAME, DIRECT_NAME
 from coeff_tuning.tuner.model import CoeffModel
@@ -119,15 +119,8 @@ def _read_config(folder: Path) -> CoeffConfig:
 def _kinds(configs: Mapping[str, CoeffConfig]) -> list[list[str]]:
     """Names of adapters that sit on the same modules in the same way, together."""
     kinds: dict[str, list[str]] = {}
-    for name, c in configs.items():
-        place = (
-            c.target_modules,
-            c.exclude_modules,
-            c.layers_to_transform,
-            c.modules_to_save,
-            c.parameterization,
-            c.mixing,
-        )
+    for name, config in configs.items():
+        place = [getattr(config, setting) for setting in _PLACE]
         kinds.setdefault(str(place), []).append(name)
     return list(kinds.values())
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from coeff_tuning.binders import find_binder
 from coeff_tuning.binders.projections import Place, Projections, require_own, require_plain, weight_of
 from coeff_tuning.errors import MergeError
-from coeff_tuning.tuner.checks import coeff_layers
+from coeff_tuning.tuner.checks import coeff_layers, require_removable
 from coeff_tuning.tuner.config import CoeffConfig
 from coeff_tuning.tuner.groups import same_value_head
 from coeff_tuning.tuner.layer import CHILD_NAME
@@ -86,6 +86,7 @@ def plan_merges(model: nn.Module, adapter_names: Sequence[str] | None = None) ->
         One plan for each attention module.
     """
     _require_names(model, adapter_names)
+    require_removable(model)
     plans = []
     for layer_name, layer in coeff_layers(model):
         name = layer_name.removesuffix(f".{CHILD_NAME}")

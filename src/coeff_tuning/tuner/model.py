@@ -243,8 +243,9 @@ def detach(model: nn.Module) -> None:
     """Take every coefficient off a model; its modules are then as they were before.
 
     Args:
-        model: the model.
+        model: the model, changed only if they can be taken off all of them: `checks.require_removable`.
     """
+    checks.require_removable(model)
     for module in list(model.modules()):
         if isinstance(getattr(module, CHILD_NAME, None), CoeffLayer):
             find_binder(module).unbind(module)  # type: ignore[union-attr]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from coeff_tuning.binders import find_binder, why_refused
-from coeff_tuning.errors import UnsupportedModelError
+from coeff_tuning.errors import CombinationError, UnsupportedModelError
 from coeff_tuning.tuner.config import ALL_ATTENTION, CoeffConfig
 
 # The first number in a module's name is its layer, as in PEFT.
@@ -28,6 +29,7 @@ def find_targets(model: nn.Module, config: CoeffConfig) -> list[str]:
     Raises:
         UnsupportedModelError: the model has no attention module that a binder serves, a target names one that none
             serves, or no target is named and some are known not to be served.
+        CombinationError: an attention module that is to get them is wrapped by a layer of another PEFT method.
         ValueError: a target, a layer number or the combination of all settings matches nothing.
     """
     served = [name for name, module in model.named_modules() if find_binder(module) is not None]
@@ -43,6 +45,7 @@ def find_targets(model: nn.Module, config: CoeffConfig) -> list[str]:
             f"At least one attention module must be left to adapt; exclude_modules={config.exclude_modules!r} and "
             f"modules_to_save={config.modules_to_save!r} remove all of {_some(wanted)}."
         )
+    _require_unwrapped(model, kept)
     return kept
 
 
@@ -96,6 +99,7 @@ def _wanted(model: nn.Module, served: list[str], targets: Iterable[str] | str | 
                 f"attention modules of {type(model).__name__} are {_some(served)}."
             )
         if strangers or not hits:
+            _require_unwrapped(model, [s for s in served if any(s.startswith(f"{m}.") for m in matched)])
             name = (strangers or matched)[0]
             raise UnsupportedModelError(
                 f"target_modules entry {entry!r} must match attention modules that can get coefficients; it matches "
@@ -116,6 +120,20 @@ def _require_all_served(model: nn.Module, config: CoeffConfig) -> None:
                 f"Every attention module of {type(model).__name__} must be one that can get coefficients; {name!r}, a "
                 f"{type(module).__name__}, {reason}. Name the modules to adapt with target_modules, or leave this kind "
                 "out with exclude_modules."
+            )
+
+
+def _require_unwrapped(model: nn.Module, names: list[str]) -> None:
+    """PEFT passes over everything inside a layer of another method, so that coefficients there would be left out."""
+    wrappers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name in names:
+        wrapper = next((w for w in wrappers if name.startswith(f"{w}.")), None)
+        if wrapper is not None:
+            kind = f"{type(wrappers[wrapper]).__module__}.{type(wrappers[wrapper]).__qualname__}"
+            raise CombinationError(
+                f"Coefficients must sit on attention modules that no other PEFT method wraps; {wrapper!r} is a {kind} "
+                "around one. Let the other method adapt other modules, or name the attention modules without it in "
+                "target_modules."
             )
 
 

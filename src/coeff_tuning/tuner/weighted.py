@@ -104,10 +104,12 @@ def _set_matrix(layer: CoeffLayer, adapter_name: str, weights: Mapping[str, floa
 
 
 def _set_module(wrapper: Any, adapter_name: str, weights: Mapping[str, float]) -> None:
-    """Set a saved module to `original + sum_a weights[a] * (module_a - original)`."""
+    """Set a saved module, running statistics included, to `original + sum_a weights[a] * (module_a - original)`."""
     rest = 1.0 - sum(weights.values())
-    for name, target in wrapper.modules_to_save[adapter_name].named_parameters():
-        parts = [w * wrapper.modules_to_save[a].get_parameter(name) for a, w in weights.items()]
+    held = {name: wrapper.modules_to_save[name].state_dict() for name in weights}
+    original = wrapper.original_module.state_dict()
+    for key, target in wrapper.modules_to_save[adapter_name].state_dict().items():
+        parts = [weight * held[name][key] for name, weight in weights.items()]
         if rest:  # a single weight of 1.0 copies the module bit for bit
-            parts.append(rest * wrapper.original_module.get_parameter(name))
+            parts.append(rest * original[key])
         target.copy_(sum(parts[1:], start=parts[0]))

@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from coeff_tuning.ops._chunked_kernel import Call, Needs
+from coeff_tuning.ops._call import Call, Needs
 from coeff_tuning.ops.triton import _launch
 from tests.ops.attention_cases import Case
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coeff_tuning.ops._chunked_kernel import Call, Gradients, Needs, empty_gradients, empty_output
+from coeff_tuning.ops._call import Call, Gradients, Needs, empty_gradients, empty_output, is_empty
 from coeff_tuning.ops.triton import _backward_kernels, _forward_kernels
 from coeff_tuning.ops.triton._plan import Plan, Task, make_plan
 
@@ -29,7 +29,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     """
     out = empty_output(call)
     statistics = call.query.new_empty((2, *call.query.shape[:3]), dtype=torch.float32)
-    if _is_empty(call):
+    if is_empty(call):
         return out.zero_(), statistics.zero_()
     query, key, value, mask = _argument(call.query), _argument(call.key), _argument(call.value), _mask(call)
     _run(_forward_kernels.statistics_kernel, call, _plan(call, "statistics"), query, key, mask, tuple(statistics))
@@ -55,11 +55,8 @@ def backward(grad: Tensor, statistics: Tensor, call: Call, needs: Needs) -> Grad
         Gradients in the dtype of their inputs, None where not needed.
     """
     gradients = empty_gradients(call, needs)
-    if _is_empty(call):
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.zero_()
-        return gradients
+    if is_empty(call):
+        return gradients.zero_()
     query, key, value, mask = _argument(call.query), _argument(call.key), _argument(call.value), _mask(call)
     coeff, maps = _coeff(call), (mask, tuple(statistics))
     if gradients.value is not None:
@@ -87,10 +84,6 @@ def backward(grad: Tensor, statistics: Tensor, call: Call, needs: Needs) -> Grad
         _run(_backward_kernels.key_gradient_kernel, call, plan, *inputs, _argument(sums))
         _add_up(sums, gradients.key)
     return gradients
-
-
-def _is_empty(call: Call) -> bool:
-    return 0 in (*call.query.shape[:3], call.key.shape[2])
 
 
 def _plan(call: Call, task: Task, features: int = 0) -> Plan:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from coeff_tuning.errors import UnsupportedError
-from coeff_tuning.ops._chunked_kernel import Call, Needs, empty_gradients, empty_output
+from coeff_tuning.ops._call import Call, Needs, empty_gradients, empty_output
 from coeff_tuning.ops.registry import Backend
 from coeff_tuning.ops.request import Request, in_forward_mode, in_functorch_transform, without_autocast
 from coeff_tuning.ops.triton._plan import MAX_HEADS
