@@ -225,6 +225,14 @@ def test_set_attn_implementation_afterwards_is_followed() -> None:
     assert out.attentions[0].min() < 0  # mixed maps leave [0, 1]
 
 
+def test_set_attn_implementation_afterwards_to_one_that_is_not_served_raises() -> None:
+    peft_model, inputs = adapted("bert")
+    tiny.output(peft_model, inputs)
+    peft_model.get_base_model().set_attn_implementation("flex_attention")
+    with pytest.raises(UnsupportedModelError, match="'sdpa' or 'eager' to get coefficients; it runs with 'flex_att"):
+        tiny.output(peft_model, inputs)
+
+
 # Refusals
 
 

@@ -162,6 +162,7 @@ def test_refusals(changes: dict[str, object], reason: str) -> None:
 
 
 def test_without_the_library_another_backend_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = library.FOLDER
     monkeypatch.setattr(library, "FOLDER", tmp_path)
     library.load_library.cache_clear()
     try:
@@ -173,6 +174,11 @@ def test_without_the_library_another_backend_serves(monkeypatch: pytest.MonkeyPa
             (tmp_path / f"kernel-{name}.so").write_text("not a library")
         library.load_library.cache_clear()
         with pytest.raises(UnsupportedError, match="cannot be loaded here"):
+            coeff_attention(**inputs, backend="native")
+        library.load_library.cache_clear()
+        monkeypatch.setattr(library, "FOLDER", folder)
+        monkeypatch.setattr(library, "Problem", library.Mask)
+        with pytest.raises(UnsupportedError, match="needs a kernel compiled from the sources beside it"):
             coeff_attention(**inputs, backend="native")
     finally:
         library.load_library.cache_clear()

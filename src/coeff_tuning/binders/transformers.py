@@ -41,12 +41,7 @@ def serves(module: nn.Module) -> bool:
 
 def num_heads(module: nn.Module) -> int:
     """Number of query heads, from the module or else its config; checked against the query in each forward pass."""
-    base = _base_config(module)._attn_implementation
-    if base not in SERVED_BASES:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} must run with attn_implementation 'sdpa' or 'eager' to get coefficients; it "
-            f"runs with {base!r}. Load the model with attn_implementation='sdpa'."
-        )
+    _require_served_base(module)
     for owner in (module, module.config):
         for name in HEAD_COUNT_NAMES:
             if isinstance(getattr(owner, name, None), int):
@@ -144,11 +139,21 @@ def _base_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | N
     return base
 
 
+def _require_served_base(module: nn.Module) -> None:
+    base = _base_config(module)._attn_implementation
+    if base not in SERVED_BASES:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} must run with attn_implementation 'sdpa' or 'eager' to get coefficients; it "
+            f"runs with {base!r}. Load the model with attn_implementation='sdpa'."
+        )
+
+
 def _extras(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in ("softcap", "s_aux") if kwargs.get(name) is not None}
 
 
 def _check_call(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
+    _require_served_base(module)  # set_attn_implementation may have changed it, and with it what masks mean
     refused = [name for name in REFUSED_KEYWORDS if kwargs.get(name) is not None]
     if refused:
         raise UnsupportedModelError(

@@ -102,6 +102,14 @@ def load_library() -> tuple[Any, str]:
         library = ctypes.CDLL(str(file))
     except OSError as error:
         return None, f"needs the compiled kernel, which cannot be loaded here ({error})."
+    if not _is_ours(library):
+        return None, "needs a kernel compiled from the sources beside it; this one is older. Install the package again."
     for name in ("coeff_lanes", "coeff_forward_floats", "coeff_backward_floats"):
         getattr(library, name).restype = ctypes.c_int64
     return library, ""
+
+
+def _is_ours(library: ctypes.CDLL) -> bool:
+    """Whether the library was compiled with the `Problem` of this file."""
+    size = getattr(library, "coeff_problem_bytes", None)
+    return size is not None and size() == ctypes.sizeof(Problem)

@@ -26,6 +26,8 @@ extern "C" {
 
 int64_t coeff_lanes() { return VL; }
 
+int64_t coeff_problem_bytes() { return sizeof(Problem); }
+
 // Floats that a thread needs: whole cache lines.
 int64_t coeff_forward_floats(const Problem* p) {
   return round_up(is_decode(*p) ? Decode::floats(*p) : Forward::floats(*p), 16);
