@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from coeff_tuning import __version__
 from coeff_tuning.errors import CoeffTuningError
+from coeff_tuning.recipes.distributed import require_one_process
 
 _EXAMPLES = {
     "train": """example (16 documents of each class, about a minute on a laptop):
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     command, rest = parser.parse_args(argv[:1]).command, argv[1:]
     try:
+        if command != "train":
+            require_one_process(command)
         handlers[command][0](rest)
     except CoeffTuningError as error:
         print(f"coeff-tuning: {error}", file=sys.stderr)
@@ -85,7 +88,10 @@ def _train(argv: list[str]) -> None:
     from coeff_tuning.recipes.report import print_run
     from coeff_tuning.recipes.train import train
 
-    print_run(run, train(run))
+    metrics = train(run)
+    if run.training.process_index == 0:
+        print_run(run, metrics)
+    run.training.distributed_state.destroy_process_group()
 
 
 def _predict(argv: list[str]) -> None:
