@@ -10,5 +10,5 @@ One module per step, in the order in which a run uses them:
 - `trainer`: learning rates of their own for coefficients, and a resume that restores every adapter
 - `distributed`: the same run in several processes
 - `run_folder`, `plots`: what is left on disk
-- `train`, `predict`, `compare`, `demo`: the subcommands
+- `train`, `predict`, `compare`, `sweep`, `demo`: the subcommands
 """
