@@ -91,7 +91,10 @@ def test_killed_on_one_rank_and_resumed_is_the_run_of_one_process(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder, logs = tmp_path / "run", tmp_path_factory.mktemp("logs")
-    argv = _text(steady, reviews, folder, 4, "--method", "coeff+lora", *STEPS, *(["--fsdp"] if sharded else []))
+    argv = _text(steady, reviews, folder, 4, "--method", "coeff+lora", *STEPS)
+    if sharded:  # with the kind of checkpoint that would lose an adapter
+        (logs / "fsdp.json").write_text(json.dumps({"state_dict_type": "SHARDED_STATE_DICT"}))
+        argv += ["--fsdp", "--fsdp_config", str(logs / "fsdp.json")]
     with pytest.raises(ChildFailedError, match=r"rank +: 1 \(local_rank: 1\)[^=]*Signal 9 \(SIGKILL\)"):
         launch.run(argv, logs, sharded=sharded, killed_after=3)
     assert [p.name for p in folder.glob("checkpoint-*")] == ["checkpoint-2"]

@@ -10,5 +10,6 @@ One module per step, in the order in which a run uses them:
 - `trainer`: learning rates of their own for coefficients, and a resume that restores every adapter
 - `distributed`: the same run in several processes
 - `run_folder`, `plots`: what is left on disk
+- `table`: several runs side by side
 - `train`, `predict`, `compare`, `sweep`, `demo`: the subcommands
 """

@@ -58,22 +58,25 @@ def check_sharding(training: TrainingArguments, method: str) -> None:
         )
 
 
-def choose_layers(trainer: Any) -> None:
-    """Choose the modules that FSDP2 shards as one, where neither flag nor launcher names them.
+def prepare_sharding(trainer: Any) -> None:
+    """Say how FSDP2 shards and saves, where accelerate's defaults would fail or lose something.
 
-    They are those that the model does not let be split, as always, without those around the input embedding (BERT's):
-    accelerate shards that by itself, and fails on a module that is sharded twice.
+    Modules that are sharded as one are those that the model does not let be split, as always, without those around the
+    input embedding (BERT's): accelerate shards that by itself, and fails on a module that is sharded twice. Checkpoints
+    are whole: of sharded ones, accelerate saves one adapter only.
 
     Args:
         trainer: the trainer of the run.
     """
-    if not trainer.is_fsdp_enabled or trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap is not None:
+    if not trainer.is_fsdp_enabled:
         return
-    model = trainer.model
-    embedding = model.get_input_embeddings()
-    around = {type(m).__name__ for m in model.modules() if m is not embedding and embedding in m.modules()}
-    names = [name for name in model._no_split_modules or [] if name not in around]
-    trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = names
+    plugin, model = trainer.accelerator.state.fsdp_plugin, trainer.model
+    plugin.state_dict_config = plugin.optim_state_dict_config = None  # else those of the other type stay
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    if plugin.transformer_cls_names_to_wrap is None:
+        embedding = model.get_input_embeddings()
+        around = {type(m).__name__ for m in model.modules() if m is not embedding and embedding in m.modules()}
+        plugin.transformer_cls_names_to_wrap = [n for n in model._no_split_modules or [] if n not in around]
 
 
 def send_from_first(trainer: Any, modules: list[Any]) -> None:

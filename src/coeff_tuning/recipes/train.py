@@ -92,7 +92,7 @@ def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
         # Many classifiers take the number of samples as a keyword and ignore it; `Trainer` would then multiply their
         # loss by the number of processes and of accumulated steps.
         trainer.model_accepts_loss_kwargs = False
-    distributed.choose_layers(trainer)
+    distributed.prepare_sharding(trainer)
     return trainer
 
 
