@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from coeff_tuning import __version__
 from coeff_tuning.errors import CoeffTuningError
+from coeff_tuning.recipes.distributed import require_one_process
 
 _EXAMPLES = {
     "train": """example (16 documents of each class, about a minute on a laptop):
@@ -18,6 +19,9 @@ _EXAMPLES = {
     "compare": """example:
   coeff-tuning compare examples/configs/bbc-news-minilm.yaml \\
       --methods linear,coeff,lora,coeff+lora --seeds 0,1,2 --output_dir runs/compare-bbc""",
+    "sweep": """example:
+  coeff-tuning sweep examples/configs/bbc-news-minilm.yaml \\
+      --methods coeff,lora --seeds 0,1,2,3,4 --output_dir runs/compare-bbc""",
     "demo": """example:
   coeff-tuning demo --output_dir runs/demo""",
 }
@@ -43,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         "train": (_train, "fine-tune a model and save a run folder"),
         "predict": (_predict, "use a finished run on images or texts"),
         "compare": (_compare, "run several methods and seeds, and make one table"),
+        "sweep": (_sweep, "the rows of compare at once, on Ray"),
         "bench": (_bench, "speed and memory of the op and of whole models"),
         "study": (_study, "the paper's evidence, one command each"),
         "demo": (_demo, "coefficients against the linear probe on handwritten digits"),
@@ -52,13 +57,15 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     command, rest = parser.parse_args(argv[:1]).command, argv[1:]
     try:
+        if command != "train":
+            require_one_process(command)
         handlers[command][0](rest)
     except CoeffTuningError as error:
         print(f"coeff-tuning: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
-            "coeff-tuning: interrupted; train --resume_from_checkpoint true, compare and study vtab go on",
+            "coeff-tuning: interrupted; train --resume_from_checkpoint true, compare, sweep and study vtab go on",
             file=sys.stderr,
         )
         return 130
@@ -85,7 +92,10 @@ def _train(argv: list[str]) -> None:
     from coeff_tuning.recipes.report import print_run
     from coeff_tuning.recipes.train import train
 
-    print_run(run, train(run))
+    metrics = train(run)
+    if run.training.process_index == 0:
+        print_run(run, metrics)
+    run.training.distributed_state.destroy_process_group()
 
 
 def _predict(argv: list[str]) -> None:
@@ -99,17 +109,36 @@ def _predict(argv: list[str]) -> None:
     show(load_run(arguments.run), arguments.input, arguments.top)
 
 
-def _compare(argv: list[str]) -> None:
-    parser = _parser("compare", "Run methods and seeds of one config. Further flags go to every run.")
+def _table_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = _parser(command, description)
     parser.add_argument("config", help="YAML file with 'task' and the flags of train")
     parser.add_argument("--methods", default="linear,coeff,lora,coeff+lora", help="separated by commas")
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
     parser.add_argument("--output_dir", default="runs/compare", help="holds one run folder per row, and the table")
+    return parser
+
+
+def _compare(argv: list[str]) -> None:
+    parser = _table_parser("compare", "Run methods and seeds of one config. Further flags go to every run.")
     arguments, flags = parser.parse_known_args(argv)
     from coeff_tuning.recipes.compare import compare, parse_seeds
 
     seeds = parse_seeds(arguments.seeds)
     compare(arguments.config, arguments.methods.split(","), seeds, arguments.output_dir, flags)
+
+
+def _sweep(argv: list[str]) -> None:
+    parser = _table_parser("sweep", "The rows of compare, on Ray Tune. Further flags go to every run.")
+    parser.add_argument("--address", default=None, help="of a Ray cluster, or 'auto'; without it, this machine")
+    parser.add_argument("--cpus_per_row", type=int, default=1, help="processors and threads of a row")
+    parser.add_argument("--gpus_per_row", type=float, default=0, help="GPUs of a row; a part of one lets rows share it")
+    arguments, flags = parser.parse_known_args(argv)
+    from coeff_tuning.recipes.compare import parse_seeds
+    from coeff_tuning.recipes.sweep import sweep
+
+    seeds, methods = parse_seeds(arguments.seeds), arguments.methods.split(",")
+    resources = {"cpus_per_row": arguments.cpus_per_row, "gpus_per_row": arguments.gpus_per_row}
+    sweep(arguments.config, methods, seeds, arguments.output_dir, flags, arguments.address, **resources)
 
 
 def _bench(argv: list[str]) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from coeff_tuning import cli
 from coeff_tuning.errors import RunError
-from coeff_tuning.recipes.compare import compare, parse_seeds, summarise
+from coeff_tuning.recipes.compare import compare, parse_seeds
+from coeff_tuning.recipes.table import summarise
 
 
 @pytest.fixture

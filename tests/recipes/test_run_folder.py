@@ -44,6 +44,8 @@ def test_interrupted_run_resumes_only_with_its_settings(tmp_path: Path) -> None:
         run_folder.start(tmp_path, SETTINGS, None, overwrite=False)
     with pytest.raises(RunError, match="seed was 3 and is now 4"):
         run_folder.start(tmp_path, {**SETTINGS, "seed": 4}, "true", overwrite=False)
+    with pytest.raises(RunError, match="processes was 1 and is now 2"):
+        run_folder.start(tmp_path, {**SETTINGS, "processes": 2}, "true", overwrite=False)
     assert run_folder.start(tmp_path, SETTINGS, "true", overwrite=False) is None
     run_folder.claim(tmp_path, SETTINGS, None)
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]

@@ -8,6 +8,8 @@ One module per step, in the order in which a run uses them:
 - `tasks`: what a task does to data and model (`text-classification`, `image-classification`, `causal-lm`)
 - `methods`, `pooling`, `probe`: what is trained
 - `trainer`: learning rates of their own for coefficients, and a resume that restores every adapter
+- `distributed`: the same run in several processes
 - `run_folder`, `plots`: what is left on disk
-- `train`, `predict`, `compare`, `demo`: the subcommands
+- `table`: several runs side by side
+- `train`, `predict`, `compare`, `sweep`, `demo`: the subcommands
 """

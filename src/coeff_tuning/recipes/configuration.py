@@ -92,8 +92,9 @@ def parse_run(argv: list[str], parser: HfArgumentParser | None = None) -> Run:
     values = read_config(config) if config else {}
     if values.pop("task", task) != task:
         raise RunError(f"config file {config} is for another task than {task!r}; change one of them")
+    values.pop("processes", None)  # says how a run was started; that is up to the launcher
     check_keys(set(values), flag_names(), config or "")
-    parser.set_defaults(**{k: str(v) if isinstance(v, (int, float)) else v for k, v in values.items()})
+    parser.set_defaults(**{k: _as_typed(k, v) for k, v in values.items()})
     defaults = _METHOD_DEFAULTS.get(parser.parse_args(argv).method, {})
     parser.set_defaults(**{k: v for k, v in defaults.items() if k not in values})
     final = parser.parse_args(argv)
@@ -102,6 +103,8 @@ def parse_run(argv: list[str], parser: HfArgumentParser | None = None) -> Run:
     given = {k: v for k, v in vars(final).items() if k not in ("config", "task")}
     model, data, method, training = (_build(group, given) for group in _GROUPS)
     resolved = {"task": task, **_changed(given), "method": final.method, "seed": final.seed}
+    if training.world_size > 1:  # another number would mean another batch, and another run
+        resolved["processes"] = training.world_size
     run = Run(task, model, data, method, training, resolved)
     _check(run)
     return run
@@ -149,6 +152,13 @@ def check_keys(keys: set[str], known: set[str], path: str | Path) -> None:
 def flag_names() -> set[str]:
     """Names of all flags of a run."""
     return {f.name for group in _GROUPS for f in dataclasses.fields(group) if f.init}
+
+
+def _as_typed(key: str, value: Any) -> Any:
+    """A value of a config file as argparse would get it from the command line, where it is text."""
+    if key == "fsdp":  # a flag without a value; as text, TrainingArguments takes it for the older list of options
+        return value
+    return str(value) if isinstance(value, (int, float)) else value
 
 
 def _build(group: type, values: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ _EXTRA_OF = {
     "scipy": "train",
     "sklearn": "train",
     "threadpoolctl": "train",
+    "ray": "sweep",
     "timm": "timm",
     "onnx": "offline",
     "gguf": "offline",

@@ -110,7 +110,9 @@ def load_trained(loaded: LoadedModel, method: str, folder: Path) -> Any:
     return model.eval()
 
 
-def save_trained(model: Any, loaded: LoadedModel, method: str, folder: Path) -> None:
+def save_trained(
+    model: Any, loaded: LoadedModel, method: str, folder: Path, state: dict[str, Any] | None = None
+) -> None:
     """Write what a run trained.
 
     Args:
@@ -118,6 +120,7 @@ def save_trained(model: Any, loaded: LoadedModel, method: str, folder: Path) -> 
         loaded: the pretrained model it came from.
         method: the run's method.
         folder: existing folder to write into.
+        state: the state dict of `model`, if it is not whole in this process. None: its own.
     """
     from safetensors.torch import save_file
 
@@ -127,7 +130,7 @@ def save_trained(model: Any, loaded: LoadedModel, method: str, folder: Path) -> 
         head = {k: v.detach().contiguous() for k, v in state.items() if k.startswith(prefixes)}
         save_file(head, folder / HEAD_FILE, metadata={"format": "pt"})
         return
-    model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder), state_dict=state)
 
 
 def _coeff_config(task: str, arguments: MethodArguments, head: list[str] | None) -> Any:

@@ -114,4 +114,4 @@ def coefficients_of(model: nn.Module) -> dict[str, np.ndarray]:
     short = {name: f"layer {n[-1]}" if n else name.rpartition(".")[0] for name, n in numbers.items()}
     if len(set(short.values())) < len(short):
         short = {name: name.removesuffix(".coeff").replace("base_model.model.", "")[-30:] for name in found}
-    return {short[name]: layer.coeff().detach().float().cpu().numpy() for name, layer in found.items()}
+    return {short[name]: layer.coeff_in_eval().float().cpu().numpy() for name, layer in found.items()}

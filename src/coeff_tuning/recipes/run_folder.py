@@ -80,7 +80,8 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         RunError: they differ; the keys are named.
     """
-    before = require("yaml").safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    before = {"processes": 1, **require("yaml").safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))}
+    settings = {"processes": 1, **settings}
     changed = [k for k in sorted(before.keys() | settings.keys()) if before.get(k) != settings.get(k)]
     if changed:
         raise RunError(

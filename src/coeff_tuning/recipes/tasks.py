@@ -9,6 +9,9 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from coeff_tuning.errors import DataError
 from coeff_tuning.recipes.configuration import Run
@@ -26,7 +29,8 @@ class Prepared:
         train: model inputs to train on.
         heldout: model inputs to measure on.
         collator: makes a batch of a list of samples.
-        compute_metrics: accuracy for classifiers; None for causal-lm.
+        compute_metrics: mean loss over samples, and accuracy for classifiers.
+        reduce_logits: for causal-lm, what is kept of the logits: the loss of each sample.
     """
 
     loaded: LoadedModel
@@ -34,7 +38,8 @@ class Prepared:
     train: Any
     heldout: Any
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    compute_metrics: Callable[[Any], dict[str, float]] | None
+    compute_metrics: Callable[[Any], dict[str, float]]
+    reduce_logits: Callable[[Any, Tensor], Tensor] | None
 
 
 def prepare(run: Run) -> Prepared:
@@ -54,7 +59,8 @@ def prepare(run: Run) -> Prepared:
     encode = {"text-classification": _texts, "image-classification": _images, "causal-lm": _blocks}[run.task]
     train, heldout = (encode(rows, column, loaded, run) for rows in (splits.train, splits.heldout))
     collator = make_collator(run, loaded)
-    return Prepared(loaded, splits, train, heldout, collator, _accuracy if labelled else None)
+    score, reduce_logits = (_score_classes, None) if labelled else (_score_blocks, _loss_of_blocks)
+    return Prepared(loaded, splits, train, heldout, collator, score, reduce_logits)
 
 
 def make_collator(run: Run, loaded: LoadedModel) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -133,6 +139,25 @@ def _require_text(rows: Any, column: str) -> None:
         raise DataError(f"column {column!r} has rows without a text; remove them")
 
 
-def _accuracy(prediction: Any) -> dict[str, float]:
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {"accuracy": float(np.mean(logits.argmax(-1) == prediction.label_ids))}
+# Losses are taken by sample: `Trainer` has means of batches, and fills the last batches of several processes up with
+# samples that it counts twice.
+
+
+def _score_classes(prediction: Any) -> dict[str, float]:
+    logits = _first(prediction.predictions)
+    loss = F.cross_entropy(torch.as_tensor(logits).float(), torch.as_tensor(prediction.label_ids))
+    return {"accuracy": float(np.mean(logits.argmax(-1) == prediction.label_ids)), "loss": float(loss)}
+
+
+def _score_blocks(prediction: Any) -> dict[str, float]:
+    return {"loss": float(np.mean(prediction.predictions))}
+
+
+def _loss_of_blocks(logits: Any, labels: Tensor) -> Tensor:
+    """Mean loss over the tokens of each block, `(B,)`."""
+    following = _first(logits)[:, :-1].float().transpose(1, 2)  # (B, vocabulary, L - 1)
+    return F.cross_entropy(following, labels[:, 1:], reduction="none").mean(1)
+
+
+def _first(outputs: Any) -> Any:
+    return outputs[0] if isinstance(outputs, tuple) else outputs

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from coeff_tuning.recipes import environment, plots, run_folder
+from coeff_tuning.recipes import distributed, environment, plots, run_folder
 from coeff_tuning.recipes.configuration import Run
 from coeff_tuning.recipes.extras import require
 from coeff_tuning.recipes.methods import apply_method, save_trained
@@ -18,22 +18,29 @@ from coeff_tuning.recipes.tasks import Prepared, prepare
 def train(run: Run) -> dict[str, Any]:
     """Train, measure and save.
 
+    Under torchrun or accelerate launch every process calls this. All of them check the run folder before the first
+    one writes to it; nobody else does.
+
     Args:
         run: what to do.
 
     Returns:
-        What `metrics.json` in the run folder holds. The score is that of the last epoch on the held-out split.
+        What `metrics.json` in the run folder holds, in the first process. The score is that of the last epoch on the
+        held-out split; time is that of the first process, memory that of the process that used most.
     """
     from transformers import set_seed
 
     require("accelerate")
     arguments = run.training
+    distributed.check_sharding(arguments, run.method.method)
     checkpoint = run_folder.start(
         run.folder, run.resolved, arguments.resume_from_checkpoint, overwrite=arguments.overwrite_output_dir
     )
     set_seed(arguments.seed)
-    prepared = prepare(run)
-    run_folder.claim(run.folder, run.resolved, checkpoint)
+    with arguments.main_process_first(desc="data and model"):  # the others then read what it cached
+        prepared = prepare(run)
+    if arguments.process_index == 0:
+        run_folder.claim(run.folder, run.resolved, checkpoint)
     head_parameters = prepared.loaded.head_parameters
     model = apply_method(run.task, prepared.loaded, run.method)
     trainer = _make_trainer(run, prepared, model)
@@ -57,9 +64,11 @@ def train(run: Run) -> dict[str, Any]:
         "extra_parameters": trained - head_parameters,
         "train_seconds": round(seconds, 2),
         "resumed": checkpoint is not None,
+        "processes": arguments.world_size,
         **environment.summary(),
     }
-    _save(run, prepared, model, metrics, history)
+    metrics["peak_memory_mib"] = distributed.largest(trainer, metrics["peak_memory_mib"])
+    _save(run, prepared, trainer, metrics, history)
     return metrics
 
 
@@ -67,29 +76,45 @@ def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
     from coeff_tuning.recipes.trainer import CoeffTrainer
 
     run.training.label_names = ["labels"]
-    return CoeffTrainer(
+    trainer = CoeffTrainer(
         model=model,
         args=run.training,
         train_dataset=prepared.train,
         eval_dataset=prepared.heldout,
         data_collator=prepared.collator,
         compute_metrics=prepared.compute_metrics,
+        preprocess_logits_for_metrics=prepared.reduce_logits,
         coeff_learning_rate=run.method.coeff_learning_rate,
         coeff_weight_decay=run.method.coeff_weight_decay,
         lora_learning_rate=run.method.lora_learning_rate,
     )
+    if run.task != "causal-lm":
+        # Many classifiers take the number of samples as a keyword and ignore it; `Trainer` would then multiply their
+        # loss by the number of processes and of accumulated steps.
+        trainer.model_accepts_loss_kwargs = False
+    distributed.prepare_sharding(trainer)
+    return trainer
 
 
 def _fit(run: Run, prepared: Prepared, trainer: Any, checkpoint: str | None) -> list[dict[str, float]]:
     """Train; returns what `curves.png` shows: cross-validation scores of a linear probe, else the logged losses."""
     if run.method.method == "linear":
-        from coeff_tuning.recipes.probe import fit_probe
-
-        size, seed = run.training.per_device_eval_batch_size, run.training.seed
-        return fit_probe(prepared.loaded, prepared.train, prepared.collator, size, seed)
+        return _fit_probe(run, prepared, trainer)
     with run_folder.writing(run.folder):
         trainer.train(resume_from_checkpoint=checkpoint)
     return trainer.state.log_history  # type: ignore[no-any-return]
+
+
+def _fit_probe(run: Run, prepared: Prepared, trainer: Any) -> list[dict[str, float]]:
+    """Fit the head in the first process, for all."""
+    from coeff_tuning.recipes.probe import fit_probe
+
+    history: list[dict[str, float]] = []
+    loaded, size, seed = prepared.loaded, run.training.per_device_eval_batch_size, run.training.seed
+    if run.training.process_index == 0:
+        history = fit_probe(loaded, prepared.train, prepared.collator, size, seed)
+    distributed.send_from_first(trainer, [loaded.model.get_submodule(name) for name in loaded.head])
+    return history
 
 
 def _trainable(model: Any) -> int:
@@ -104,20 +129,23 @@ def _measure(trainer: Any) -> dict[str, float]:
     return {"perplexity": math.exp(min(measured["eval_loss"], 700)), "loss": measured["eval_loss"]}
 
 
-def _save(run: Run, prepared: Prepared, model: Any, metrics: dict[str, Any], history: list[dict[str, float]]) -> None:
-    with run_folder.replacing(run.folder) as folder:
-        save_trained(model, prepared.loaded, run.method.method, folder)
-        if run.method.method == "full":
-            prepared.loaded.processor.save_pretrained(str(folder))
-        metrics["adapter_bytes"] = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
-        if run.method.method == "linear":
-            plots.plot_probe(history, folder / "curves.png")
-        else:
-            plots.plot_curves(history, folder / "curves.png")
-        if layers := plots.coefficients_of(model):
-            plots.plot_coefficients(layers, folder / "coefficients.png")
-        _write(folder / run_folder.CONFIG_FILE, require("yaml").safe_dump(run.resolved, sort_keys=False))
-        _write(folder / run_folder.METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+def _save(run: Run, prepared: Prepared, trainer: Any, metrics: dict[str, Any], history: list[dict[str, float]]) -> None:
+    state, layers = distributed.whole_state(trainer), plots.coefficients_of(trainer.model)  # by all processes
+    if run.training.process_index == 0:
+        with run_folder.replacing(run.folder) as folder:
+            save_trained(trainer.model, prepared.loaded, run.method.method, folder, state)
+            if run.method.method == "full":
+                prepared.loaded.processor.save_pretrained(str(folder))
+            metrics["adapter_bytes"] = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+            if run.method.method == "linear":
+                plots.plot_probe(history, folder / "curves.png")
+            else:
+                plots.plot_curves(history, folder / "curves.png")
+            if layers:
+                plots.plot_coefficients(layers, folder / "coefficients.png")
+            _write(folder / run_folder.CONFIG_FILE, require("yaml").safe_dump(run.resolved, sort_keys=False))
+            _write(folder / run_folder.METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+    trainer.accelerator.wait_for_everyone()
 
 
 def _write(path: Path, text: str) -> None:

@@ -58,16 +58,20 @@ class CoeffTrainer(Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         model = model or self.model
-        if not hasattr(model, "peft_config") or len(model.peft_config) < 2:
+        if self._is_reloaded_by_trainer(model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         load_adapters(model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if hasattr(self.model, "peft_config") and len(self.model.peft_config) > 1:
-            load_adapters(self.model, Path(str(self.state.best_model_checkpoint)))
+        if self._is_reloaded_by_trainer(self.model):
+            super()._load_best_model()
             return
-        super()._load_best_model()
+        load_adapters(self.model, Path(str(self.state.best_model_checkpoint)))
+
+    def _is_reloaded_by_trainer(self, model: Any) -> bool:
+        """Whether the stock `Trainer` restores everything: it does for one adapter, and for any number under FSDP."""
+        return self.is_fsdp_enabled or len(getattr(model, "peft_config", ())) < 2
 
 
 def _move(

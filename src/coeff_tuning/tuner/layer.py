@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.tuner.groups import same_value_head
 
 if TYPE_CHECKING:
@@ -190,7 +191,19 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def _matrix(self, adapter_name: str) -> Tensor:
         holder = self.coeff_delta if adapter_name in self.coeff_delta else self.coeff_delta_direct
         matrix: Tensor = holder[adapter_name]
+        if hasattr(matrix, "full_tensor"):  # a DTensor, not imported here: not every torch has torch.distributed
+            matrix = self._gathered(matrix)
         return matrix * self.mixed_entries(adapter_name) if adapter_name in self.kv_heads else matrix
+
+    def _gathered(self, shard: Any) -> Tensor:
+        """The whole of a matrix that FSDP2 shards, outside the forward pass that makes it whole."""
+        if torch.is_grad_enabled() and shard.requires_grad:
+            raise UnsupportedError(
+                f"Coefficients must be whole where they are trained; those of this layer are a shard on "
+                f"{shard.device_mesh.size()} devices. Let FSDP2 wrap whole transformer layers, whose forward gathers "
+                "them, and not CoeffLayer; coeff_in_eval() reads a shard."
+            )
+        return shard.full_tensor()  # type: ignore[no-any-return]
 
     def _coeff_of(self, adapter_names: Sequence[str], training: bool) -> Tensor:
         coeff = torch.eye(self.num_heads, device=self.host_marker.device)
