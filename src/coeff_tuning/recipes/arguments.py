@@ -96,6 +96,9 @@ class MethodArguments:
         coeff_learning_rate: learning rate of the coefficients.
         coeff_weight_decay: weight decay of the coefficients.
         coeff_dropout: dropout on the entries of the coefficients.
+        coeff_layers: numbers of the layers that get coefficients.
+        coeff_parameterization: whether the whole matrix or its difference from the identity is trained.
+        coeff_init: start of what is trained.
         lora_learning_rate: learning rate of LoRA and DoRA.
         lora_r: rank of LoRA and DoRA.
         lora_alpha: scale of LoRA and DoRA.
@@ -112,6 +115,17 @@ class MethodArguments:
     )
     coeff_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the coefficients."})
     coeff_dropout: float = field(default=0.2, metadata={"help": "Dropout on the entries of the coefficients."})
+    coeff_layers: list[int] | None = field(
+        default=None, metadata={"help": "Numbers of the layers that get coefficients. Default: all."}
+    )
+    coeff_parameterization: str = field(
+        default="residual",
+        metadata={"help": "'residual': train the difference from the identity; 'direct': the whole matrix."},
+    )
+    coeff_init: str | None = field(
+        default=None,
+        metadata={"help": "Start: 'zero', 'identity' or 'random'. Default: the one that is the pretrained model."},
+    )
     lora_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of LoRA / DoRA. Default: that of the head."}
     )

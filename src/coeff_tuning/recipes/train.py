@@ -34,6 +34,24 @@ def train(run: Run) -> dict[str, Any]:
     set_seed(arguments.seed)
     prepared = prepare(run)
     run_folder.claim(run.folder, run.resolved, checkpoint)
+    model, metrics, history = fit(run, prepared, checkpoint)
+    _save(run, prepared, model, metrics, history)
+    return metrics
+
+
+def fit(
+    run: Run, prepared: Prepared, checkpoint: str | None = None
+) -> tuple[Any, dict[str, Any], list[dict[str, float]]]:
+    """Train and measure; nothing is saved but the checkpoints that the run asks for.
+
+    Args:
+        run: what to do.
+        prepared: its model and data, from `prepare` after `set_seed`.
+        checkpoint: where training goes on, None to start at the beginning.
+
+    Returns:
+        The trained model, what `metrics.json` holds but the size of its files, and what `curves.png` shows.
+    """
     head_parameters = prepared.loaded.head_parameters
     model = apply_method(run.task, prepared.loaded, run.method)
     trainer = _make_trainer(run, prepared, model)
@@ -46,7 +64,7 @@ def train(run: Run) -> dict[str, Any]:
         "method": run.method.method,
         "model": run.model.model_name_or_path,
         "dataset": run.data.dataset or run.data.train_file,
-        "seed": arguments.seed,
+        "seed": run.training.seed,
         **_measure(trainer),
         "heldout_split": prepared.splits.heldout_name,
         "heldout_samples": len(prepared.heldout),
@@ -59,8 +77,7 @@ def train(run: Run) -> dict[str, Any]:
         "resumed": checkpoint is not None,
         **environment.summary(),
     }
-    _save(run, prepared, model, metrics, history)
-    return metrics
+    return model, metrics, history
 
 
 def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
