@@ -16,7 +16,7 @@ SCORES = (
 ANSWERS = (
     "Differences of the same seed, mean ± standard deviation, in points of accuracy or of perplexity; above zero is "
     "better in both. In brackets: seeds in which it is above zero. Start: the probe, or the frozen language model. "
-    "Share: gain of the coefficients over that of LoRA, by means. Numbers: trained beside the head, coefficients / LoRA."
+    "Share: gain of the coefficients over that of LoRA, by means. Numbers: those beside the head."
 )
 SEARCH = "What the search tried on validation data: learning rates, and the score; the one that was taken is bold."
 
