@@ -93,6 +93,7 @@ class MethodArguments:
 
     Attributes:
         method: the method, one of `METHODS`.
+        head_start: where the head starts.
         coeff_learning_rate: learning rate of the coefficients.
         coeff_weight_decay: weight decay of the coefficients.
         coeff_dropout: dropout on the entries of the coefficients.
@@ -109,6 +110,14 @@ class MethodArguments:
     method: str = field(
         default="coeff",
         metadata={"help": "What is trained, besides the head, which always is.", "choices": list(METHODS)},
+    )
+    head_start: str = field(
+        default="random",
+        metadata={
+            "help": "Where the head starts: 'random' (the checkpoint's, where it has one) or 'probe', the converged "
+            "linear probe; with few steps that is far better.",
+            "choices": ["random", "probe"],
+        },
     )
     coeff_learning_rate: float = field(
         default=1e-2, metadata={"help": "Learning rate of the coefficients: 10 to 50 times LoRA's."}

@@ -53,9 +53,11 @@ def fit(
         The trained model, what `metrics.json` holds but the size of its files, and what `curves.png` shows.
     """
     head_parameters = prepared.loaded.head_parameters
+    started = time.perf_counter()
+    if run.method.head_start == "probe" and run.method.method != "linear":
+        _probe(run, prepared)
     model = apply_method(run.task, prepared.loaded, run.method)
     trainer = _make_trainer(run, prepared, model)
-    started = time.perf_counter()
     history = _fit(run, prepared, trainer, checkpoint)
     seconds = time.perf_counter() - started
     trained = head_parameters if run.method.method == "linear" else _trainable(model)
@@ -100,13 +102,17 @@ def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
 def _fit(run: Run, prepared: Prepared, trainer: Any, checkpoint: str | None) -> list[dict[str, float]]:
     """Train; returns what `curves.png` shows: cross-validation scores of a linear probe, else the logged losses."""
     if run.method.method == "linear":
-        from coeff_tuning.recipes.probe import fit_probe
-
-        size, seed = run.training.per_device_eval_batch_size, run.training.seed
-        return fit_probe(prepared.loaded, prepared.train, prepared.collator, size, seed)
+        return _probe(run, prepared)
     with run_folder.writing(run.folder):
         trainer.train(resume_from_checkpoint=checkpoint)
     return trainer.state.log_history  # type: ignore[no-any-return]
+
+
+def _probe(run: Run, prepared: Prepared) -> list[dict[str, float]]:
+    from coeff_tuning.recipes.probe import fit_probe
+
+    size, seed = run.training.per_device_eval_batch_size, run.training.seed
+    return fit_probe(prepared.loaded, prepared.train, prepared.collator, size, seed)
 
 
 def _trainable(model: Any) -> int:
