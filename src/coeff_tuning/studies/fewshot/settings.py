@@ -18,13 +18,19 @@ _IMAGES = {
     "model_name_or_path": "dinov2-small",
     "image_size": 56,
     "train_samples_per_class": 8,
-    "max_eval_samples": 500,
-    "num_train_epochs": 8,
-    "per_device_train_batch_size": 8,
+    "max_eval_samples": 400,
+    "num_train_epochs": 6,
+    "per_device_train_batch_size": 4,
     "learning_rate": 1e-3,
     "head_start": "probe",
 }
-_DIGITS = {**_IMAGES, "dataset": "digits", "image_size": 42, "num_train_epochs": 6}
+_DIGITS = {
+    **_IMAGES,
+    "dataset": "digits",
+    "image_size": 42,
+    "max_eval_samples": 500,
+    "per_device_train_batch_size": 8,
+}
 KNOWN: dict[str, dict[str, Any]] = {
     "digits": {**_DIGITS, "train_samples_per_class": 16},
     "emoji": {**_IMAGES, "dataset": "emoji"},
