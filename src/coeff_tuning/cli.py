@@ -64,10 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"coeff-tuning: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "coeff-tuning: interrupted; train --resume_from_checkpoint true, compare, sweep and study vtab go on",
-            file=sys.stderr,
-        )
+        print("coeff-tuning: interrupted; started again, compare, sweep and the studies go on,", file=sys.stderr)
+        print("train does with --resume_from_checkpoint true", file=sys.stderr)
         return 130
     return 0
 

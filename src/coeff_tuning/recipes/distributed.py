@@ -79,20 +79,20 @@ def prepare_sharding(trainer: Any) -> None:
         plugin.transformer_cls_names_to_wrap = [n for n in model._no_split_modules or [] if n not in around]
 
 
-def send_from_first(trainer: Any, modules: list[Any]) -> None:
+def send_from_first(training: TrainingArguments, modules: list[Any]) -> None:
     """Give every process the numbers of the first one.
 
     Args:
-        trainer: the trainer of the run.
+        training: how the run was started.
         modules: modules that every process has.
     """
-    if trainer.args.world_size == 1:
+    if training.world_size == 1:
         return
     from accelerate.utils import broadcast
 
     for module in modules:
         for parameter in module.parameters():
-            parameter.data.copy_(broadcast(parameter.data.contiguous()))
+            parameter.data.copy_(broadcast(parameter.data.to(training.device).contiguous()))
 
 
 def whole_state(trainer: Any) -> dict[str, Any] | None:

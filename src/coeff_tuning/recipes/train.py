@@ -41,10 +41,30 @@ def train(run: Run) -> dict[str, Any]:
         prepared = prepare(run)
     if arguments.process_index == 0:
         run_folder.claim(run.folder, run.resolved, checkpoint)
+    trainer, metrics, history = fit(run, prepared, checkpoint)
+    _save(run, prepared, trainer, metrics, history)
+    return metrics
+
+
+def fit(
+    run: Run, prepared: Prepared, checkpoint: str | None = None
+) -> tuple[Any, dict[str, Any], list[dict[str, float]]]:
+    """Train and measure; nothing is saved but the checkpoints that the run asks for.
+
+    Args:
+        run: what to do.
+        prepared: its model and data, from `prepare` after `set_seed`.
+        checkpoint: where training goes on, None to start at the beginning.
+
+    Returns:
+        The trainer, what `metrics.json` holds but the size of its files, and what `curves.png` shows.
+    """
     head_parameters = prepared.loaded.head_parameters
+    started = time.perf_counter()
+    if run.method.head_start == "probe" and run.method.method != "linear":
+        _fit_probe(run, prepared)
     model = apply_method(run.task, prepared.loaded, run.method)
     trainer = _make_trainer(run, prepared, model)
-    started = time.perf_counter()
     history = _fit(run, prepared, trainer, checkpoint)
     seconds = time.perf_counter() - started
     trained = head_parameters if run.method.method == "linear" else _trainable(model)
@@ -53,7 +73,7 @@ def train(run: Run) -> dict[str, Any]:
         "method": run.method.method,
         "model": run.model.model_name_or_path,
         "dataset": run.data.dataset or run.data.train_file,
-        "seed": arguments.seed,
+        "seed": run.training.seed,
         **_measure(trainer),
         "heldout_split": prepared.splits.heldout_name,
         "heldout_samples": len(prepared.heldout),
@@ -64,12 +84,11 @@ def train(run: Run) -> dict[str, Any]:
         "extra_parameters": trained - head_parameters,
         "train_seconds": round(seconds, 2),
         "resumed": checkpoint is not None,
-        "processes": arguments.world_size,
+        "processes": run.training.world_size,
         **environment.summary(),
     }
     metrics["peak_memory_mib"] = distributed.largest(trainer, metrics["peak_memory_mib"])
-    _save(run, prepared, trainer, metrics, history)
-    return metrics
+    return trainer, metrics, history
 
 
 def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
@@ -99,13 +118,13 @@ def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
 def _fit(run: Run, prepared: Prepared, trainer: Any, checkpoint: str | None) -> list[dict[str, float]]:
     """Train; returns what `curves.png` shows: cross-validation scores of a linear probe, else the logged losses."""
     if run.method.method == "linear":
-        return _fit_probe(run, prepared, trainer)
+        return _fit_probe(run, prepared)
     with run_folder.writing(run.folder):
         trainer.train(resume_from_checkpoint=checkpoint)
     return trainer.state.log_history  # type: ignore[no-any-return]
 
 
-def _fit_probe(run: Run, prepared: Prepared, trainer: Any) -> list[dict[str, float]]:
+def _fit_probe(run: Run, prepared: Prepared) -> list[dict[str, float]]:
     """Fit the head in the first process, for all."""
     from coeff_tuning.recipes.probe import fit_probe
 
@@ -113,7 +132,7 @@ def _fit_probe(run: Run, prepared: Prepared, trainer: Any) -> list[dict[str, flo
     loaded, size, seed = prepared.loaded, run.training.per_device_eval_batch_size, run.training.seed
     if run.training.process_index == 0:
         history = fit_probe(loaded, prepared.train, prepared.collator, size, seed)
-    distributed.send_from_first(trainer, [loaded.model.get_submodule(name) for name in loaded.head])
+    distributed.send_from_first(run.training, [loaded.model.get_submodule(name) for name in loaded.head])
     return history
 
 
