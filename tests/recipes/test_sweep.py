@@ -63,6 +63,7 @@ def test_a_killed_worker_costs_no_row(
     settings = tune.TuneConfig(reuse_actors=True)
     monkeypatch.setattr(tune, "Tuner", functools.partial(tune.Tuner, tune_config=settings))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # where workers find this module
     monkeypatch.setattr(sweep, "_train_row", _train_and_die_once)
     command = ["sweep", config, "--methods", METHODS, "--seeds", SEEDS, "--output_dir", "swept"]
     assert cli.main(command) == 0, capsys.readouterr().err
