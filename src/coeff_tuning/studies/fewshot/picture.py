@@ -14,7 +14,6 @@ from coeff_tuning.studies.rows import Row
 # Okabe and Ito's colours: the start, coefficients, other methods, combinations.
 _COLOURS = {PROBE: "0.35", FROZEN: "0.35", "coeff": "#D55E00", "lora": "#0072B2", "dora": "#0072B2"}
 _COMBINED = "#009E73"
-_COLUMNS = 3
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -26,8 +25,8 @@ def draw(rows: list[Row], path: Path) -> None:
     """
     main = [row for row in rows if row["method"] in MAIN]
     names = report.settings_of(main)
-    lines = -(-len(names) // _COLUMNS)
-    columns = min(_COLUMNS, len(names))
+    columns = len(names) if len(names) < 4 else 2 if len(names) == 4 else 3
+    lines = -(-len(names) // columns)
     canvas = figure(3.7 * columns, 3.3 * lines + 0.5)
     grid = canvas.subplots(lines, columns, squeeze=False)
     for axes in grid.flat[len(names) :]:
