@@ -1,7 +1,6 @@
 """How much images look like the subject, fit their prompt, and differ from those of the base model."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from PIL import Image
@@ -77,8 +76,8 @@ def measure(
         unrelated: those without.
 
     Returns:
-        Mean cosines: concept alignment to the photographs, text alignment (CLIP) to the prompts; drift is 1 - the cosine
-        of base and tuned image.
+        Mean cosines: concept alignment to the photographs, text alignment (CLIP) to the prompts; drift is 1 - cosine
+        of the base and the tuned image.
     """
     label = kind.label
     try:

@@ -83,7 +83,7 @@ def trained(train: Any, base: Path, photographs: Path, tmp_path_factory: pytest.
     run = tmp_path_factory.mktemp("runs") / "both"
     prior = ["--class_prompt", "a photo of dog", "--class_data_dir", str(run.parent / "class")]
     prior += ["--num_class_images", "3", "--class_inference_steps", "2"]
-    rates = ["--learning_rate", "1e-2", "--coeff_learning_rate", "1e-1", "--max_train_steps", "12"]
+    rates = ["--learning_rate", "1e-2", "--coeff_learning_rate", "1e-1", "--max_train_steps", "6"]
     assert train(flags(base, photographs, run, *prior, *rates)) == 0
     return run
 
@@ -112,21 +112,27 @@ def test_starts_at_the_base_model(scripts: dict[str, ModuleType], base: Path, me
     assert any("lora_A" in name for name in names) == ("lora" in method)
 
 
-@pytest.mark.parametrize("is_xl", [True, False], ids=["sdxl", "sd15"])
-def test_loss_falls(scripts: Any, train: Any, base: Path, photographs: Path, tmp_path: Path, is_xl: bool) -> None:
-    base = base if is_xl else make_pipeline(tmp_path / "sd15", is_xl=False)
-    more = ["--method", "coeff+lora", "--coeff_learning_rate", "3e-2", "--learning_rate", "3e-2"]
-    more += ["--max_train_steps", "40", "--train_batch_size", "4", "--lora_r", "8", "--coeff_dropout", "0"]
-    assert train(flags(base, photographs, tmp_path / "run", *more)) == 0
-    found = losses(tmp_path / "run")
-    print(sum(found[:8]) / 8, sum(found[-8:]) / 8)
-    assert sum(found[-8:]) < 0.9 * sum(found[:8])
+@pytest.mark.parametrize(("kind", "method"), [("sdxl", "coeff"), ("sd15", "coeff+lora")])
+def test_loss_falls(train: Any, base: Path, photographs: Path, tmp_path: Path, kind: str, method: str) -> None:
+    base = base if kind == "sdxl" else make_pipeline(tmp_path / "sd15", is_xl=False)
+    more = ["--method", method, "--max_train_steps", "24", "--gradient_accumulation_steps", "1"]
+    more += ["--train_batch_size", "4", "--coeff_dropout", "0"]
+    found = []
+    for rate in ("0", "1e-1"):  # the same images, noise and steps in both
+        rates = ["--coeff_learning_rate", rate, "--learning_rate", rate]
+        assert train(flags(base, photographs, tmp_path / rate, *more, *rates)) == 0
+        found.append(losses(tmp_path / rate))
+    still, learned = found
+    assert still[0] == learned[0]
+    # A random UNet cannot learn to find noise: what falls is its distance to the 1.0 of predicting nothing.
+    assert all(ours < former for ours, former in zip(learned[-8:], still[-8:], strict=True))
+    assert sum(learned[-8:]) - 8 < 0.9 * (sum(still[-8:]) - 8)
 
 
 def test_killed_run_goes_on_and_ends_the_same(
     train: Any, base: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--max_train_steps", "60", "--checkpointing_steps", "4"]
+    more = ["--max_train_steps", "24", "--checkpointing_steps", "4"]
     assert train(flags(base, photographs, tmp_path / "whole", *more)) == 0
     killed = tmp_path / "killed"
     command = [sys.executable, str(FOLDER / "train.py"), *flags(base, photographs, killed, *more)]
@@ -138,7 +144,7 @@ def test_killed_run_goes_on_and_ends_the_same(
     assert process.returncode == -signal.SIGKILL, error.decode()
     assert not (killed / "metrics.json").exists()
     done = max(int(path.name.partition("-")[2]) for path in killed.glob("checkpoint-*"))
-    assert 4 <= done < 60
+    assert 4 <= done < 24
     capsys.readouterr()
     assert train(flags(base, photographs, killed, *more)) == 0
     assert f"going on after step {done}" in capsys.readouterr().out
@@ -156,7 +162,7 @@ def test_finished_run_is_not_repeated(
     times = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
     prior = ["--class_prompt", "a photo of dog", "--class_data_dir", str(trained.parent / "class")]
     prior += ["--num_class_images", "3", "--class_inference_steps", "2"]
-    rates = ["--learning_rate", "1e-2", "--coeff_learning_rate", "1e-1", "--max_train_steps", "12"]
+    rates = ["--learning_rate", "1e-2", "--coeff_learning_rate", "1e-1", "--max_train_steps", "6"]
     assert train(flags(base, photographs, trained, *prior, *rates)) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == times
