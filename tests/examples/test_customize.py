@@ -132,7 +132,7 @@ def test_loss_falls(train: Any, base: Path, photographs: Path, tmp_path: Path, k
 def test_killed_run_goes_on_and_ends_the_same(
     train: Any, base: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--max_train_steps", "24", "--checkpointing_steps", "4"]
+    more = ["--max_train_steps", "12", "--checkpointing_steps", "2"]
     assert train(flags(base, photographs, tmp_path / "whole", *more)) == 0
     killed = tmp_path / "killed"
     command = [sys.executable, str(FOLDER / "train.py"), *flags(base, photographs, killed, *more)]
@@ -144,7 +144,7 @@ def test_killed_run_goes_on_and_ends_the_same(
     assert process.returncode == -signal.SIGKILL, error.decode()
     assert not (killed / "metrics.json").exists()
     done = max(int(path.name.partition("-")[2]) for path in killed.glob("checkpoint-*"))
-    assert 4 <= done < 24
+    assert 2 <= done < 12
     capsys.readouterr()
     assert train(flags(base, photographs, killed, *more)) == 0
     assert f"going on after step {done}" in capsys.readouterr().out
@@ -266,7 +266,8 @@ def test_evaluation(
     assert (run / "evaluation" / "sheet.png").stat().st_size > 10_000
     assert len(list((run / "evaluation" / "tuned").iterdir())) == 5
     capsys.readouterr()
-    assert evaluate([str(run), *more, "--dino_model", str(tmp_path / "no"), "--clip_model", str(clip)]) == 0
+    one = ["--prompts", "a photo of sks dog"]
+    assert evaluate([str(run), *more, *one, "--dino_model", str(tmp_path / "no"), "--clip_model", str(clip)]) == 0
     assert f"dino: not measured: {tmp_path / 'no'} cannot be loaded" in capsys.readouterr().out
     assert evaluate([str(tmp_path / "nowhere")]) == 2
     assert "holds no finished run" in capsys.readouterr().err
