@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "coeff-tuning: interrupted; train --resume_from_checkpoint true, compare and study vtab go on",
+            "coeff-tuning: interrupted; train --resume_from_checkpoint true, compare, and study vtab or fewshot go on",
             file=sys.stderr,
         )
         return 130

@@ -58,6 +58,8 @@ def test_what_is_missing_is_named() -> None:
         parse_run(["text-classification", "--model_name_or_path", "m"])
     with pytest.raises(RunError, match="causal-lm has no new head"):
         parse_run(["causal-lm", *TEXT[1:], "--method", "linear"])
+    with pytest.raises(RunError, match="--head_start probe is for new heads on frozen features; causal-lm has none"):
+        parse_run(["causal-lm", *TEXT[1:], "--head_start", "probe"])
 
 
 def test_example_config_is_the_demo() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 import yaml
 
 from coeff_tuning import cli
@@ -15,7 +16,8 @@ from coeff_tuning.recipes import report
 from coeff_tuning.recipes.configuration import parse_run
 from coeff_tuning.recipes.data import load_splits
 from coeff_tuning.recipes.predict import classify, generate, load_run, read_inputs
-from coeff_tuning.recipes.train import train
+from coeff_tuning.recipes.tasks import prepare
+from coeff_tuning.recipes.train import fit, train
 
 QUICK = ["--max_steps", "4", "--per_device_train_batch_size", "8", "--use_cpu", "true", "--disable_tqdm", "true"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
@@ -33,6 +35,41 @@ def _lines_load(folder: Path, predictor: Any, metrics: dict[str, Any]) -> Any:
     exec(lines, namespace)
     assert str(folder) in lines
     return namespace["model"].eval()
+
+
+def _measured(argv: list[str]) -> dict[str, Any]:
+    """Metrics of a run that saves nothing."""
+    tf.set_seed(0)
+    run = parse_run(argv)
+    return fit(run, prepare(run))[1]
+
+
+@pytest.mark.parametrize("method", ["coeff", "coeff+lora", "full"])
+def test_head_starts_as_the_probe(method: str, bert: Path, reviews: Path, tmp_path: Path) -> None:
+    """Before the first step, every method scores exactly what the probe does; without the flag it does not."""
+    start = ["--max_steps", "-1", "--num_train_epochs", "0"]
+    losses = {}
+    for name, flags in (
+        ("linear", ["--method", "linear"]),
+        ("probe", [*start, "--method", method, "--head_start", "probe"]),
+        ("random", [*start, "--method", method]),
+    ):
+        losses[name] = _measured(_text(bert, reviews, tmp_path / name, *flags))["loss"]
+    assert losses["probe"] == pytest.approx(losses["linear"], rel=1e-6)
+    assert losses["random"] != pytest.approx(losses["linear"], rel=1e-3)
+
+
+def test_layers_and_start_of_coefficients(bert: Path, reviews: Path, tmp_path: Path) -> None:
+    def run(name: str, *flags: str) -> dict[str, Any]:
+        still = ["--max_steps", "-1", "--num_train_epochs", "0"]
+        return _measured(_text(bert, reviews, tmp_path / name, *still, *flags))
+
+    both, direct = run("both"), run("direct", "--coeff_parameterization", "direct")
+    assert direct["loss"] == pytest.approx(both["loss"], rel=1e-6)  # the identity, trained as a whole
+    assert run("random", "--coeff_parameterization", "direct", "--coeff_init", "random")["loss"] != both["loss"]
+    assert (both["extra_parameters"], run("last", "--coeff_layers", "1")["extra_parameters"]) == (32, 16)
+    with pytest.raises(RunError, match="these coefficients cannot be made: init must be one of .*; got 'ones'"):
+        run("ones", "--coeff_init", "ones")
 
 
 @pytest.mark.parametrize("method", ["linear", "coeff", "lora", "dora", "coeff+lora", "coeff+dora", "full"])

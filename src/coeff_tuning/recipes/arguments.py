@@ -93,9 +93,13 @@ class MethodArguments:
 
     Attributes:
         method: the method, one of `METHODS`.
+        head_start: where the head starts.
         coeff_learning_rate: learning rate of the coefficients.
         coeff_weight_decay: weight decay of the coefficients.
         coeff_dropout: dropout on the entries of the coefficients.
+        coeff_layers: numbers of the layers that get coefficients.
+        coeff_parameterization: whether the whole matrix or its difference from the identity is trained.
+        coeff_init: start of what is trained.
         lora_learning_rate: learning rate of LoRA and DoRA.
         lora_r: rank of LoRA and DoRA.
         lora_alpha: scale of LoRA and DoRA.
@@ -107,11 +111,30 @@ class MethodArguments:
         default="coeff",
         metadata={"help": "What is trained, besides the head, which always is.", "choices": list(METHODS)},
     )
+    head_start: str = field(
+        default="random",
+        metadata={
+            "help": "Where the head starts: 'random' (the checkpoint's, where it has one) or 'probe', the converged "
+            "linear probe; with few steps that is far better.",
+            "choices": ["random", "probe"],
+        },
+    )
     coeff_learning_rate: float = field(
         default=1e-2, metadata={"help": "Learning rate of the coefficients: 10 to 50 times LoRA's."}
     )
     coeff_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the coefficients."})
     coeff_dropout: float = field(default=0.2, metadata={"help": "Dropout on the entries of the coefficients."})
+    coeff_layers: list[int] | None = field(
+        default=None, metadata={"help": "Numbers of the layers that get coefficients. Default: all."}
+    )
+    coeff_parameterization: str = field(
+        default="residual",
+        metadata={"help": "'residual': train the difference from the identity; 'direct': the whole matrix."},
+    )
+    coeff_init: str | None = field(
+        default=None,
+        metadata={"help": "Start: 'zero', 'identity' or 'random'. Default: the one that is the pretrained model."},
+    )
     lora_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of LoRA / DoRA. Default: that of the head."}
     )

@@ -181,6 +181,8 @@ def _check(run: Run) -> None:
         raise RunError("--dataset or --train_file is needed, for example: --dataset bbc-news")
     if run.method.method == "linear" and run.task == "causal-lm":
         raise RunError("--method linear trains a new head on frozen features; causal-lm has no new head. Use coeff")
+    if run.method.head_start == "probe" and run.task == "causal-lm":
+        raise RunError("--head_start probe is for new heads on frozen features; causal-lm has none. Leave it out")
     if not 0 < run.data.holdout_fraction < 1:
         raise RunError(f"--holdout_fraction must lie between 0 and 1; got {run.data.holdout_fraction}")
     for name in ("train_samples_per_class", "max_train_samples", "max_eval_samples"):

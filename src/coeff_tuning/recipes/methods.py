@@ -133,4 +133,14 @@ def save_trained(model: Any, loaded: LoadedModel, method: str, folder: Path) -> 
 def _coeff_config(task: str, arguments: MethodArguments, head: list[str] | None) -> Any:
     from coeff_tuning import CoeffConfig
 
-    return CoeffConfig(task_type=PEFT_TASK_TYPES[task], coeff_dropout=arguments.coeff_dropout, modules_to_save=head)
+    try:
+        return CoeffConfig(
+            task_type=PEFT_TASK_TYPES[task],
+            coeff_dropout=arguments.coeff_dropout,
+            layers_to_transform=arguments.coeff_layers,
+            parameterization=arguments.coeff_parameterization,
+            init=arguments.coeff_init,
+            modules_to_save=head,
+        )
+    except ValueError as error:
+        raise RunError(f"these coefficients cannot be made: {error}") from None

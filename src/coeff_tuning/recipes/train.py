@@ -34,10 +34,30 @@ def train(run: Run) -> dict[str, Any]:
     set_seed(arguments.seed)
     prepared = prepare(run)
     run_folder.claim(run.folder, run.resolved, checkpoint)
+    model, metrics, history = fit(run, prepared, checkpoint)
+    _save(run, prepared, model, metrics, history)
+    return metrics
+
+
+def fit(
+    run: Run, prepared: Prepared, checkpoint: str | None = None
+) -> tuple[Any, dict[str, Any], list[dict[str, float]]]:
+    """Train and measure; nothing is saved but the checkpoints that the run asks for.
+
+    Args:
+        run: what to do.
+        prepared: its model and data, from `prepare` after `set_seed`.
+        checkpoint: where training goes on, None to start at the beginning.
+
+    Returns:
+        The trained model, what `metrics.json` holds but the size of its files, and what `curves.png` shows.
+    """
     head_parameters = prepared.loaded.head_parameters
+    started = time.perf_counter()
+    if run.method.head_start == "probe" and run.method.method != "linear":
+        _probe(run, prepared)
     model = apply_method(run.task, prepared.loaded, run.method)
     trainer = _make_trainer(run, prepared, model)
-    started = time.perf_counter()
     history = _fit(run, prepared, trainer, checkpoint)
     seconds = time.perf_counter() - started
     trained = head_parameters if run.method.method == "linear" else _trainable(model)
@@ -46,7 +66,7 @@ def train(run: Run) -> dict[str, Any]:
         "method": run.method.method,
         "model": run.model.model_name_or_path,
         "dataset": run.data.dataset or run.data.train_file,
-        "seed": arguments.seed,
+        "seed": run.training.seed,
         **_measure(trainer),
         "heldout_split": prepared.splits.heldout_name,
         "heldout_samples": len(prepared.heldout),
@@ -59,8 +79,7 @@ def train(run: Run) -> dict[str, Any]:
         "resumed": checkpoint is not None,
         **environment.summary(),
     }
-    _save(run, prepared, model, metrics, history)
-    return metrics
+    return model, metrics, history
 
 
 def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
@@ -83,13 +102,17 @@ def _make_trainer(run: Run, prepared: Prepared, model: Any) -> Any:
 def _fit(run: Run, prepared: Prepared, trainer: Any, checkpoint: str | None) -> list[dict[str, float]]:
     """Train; returns what `curves.png` shows: cross-validation scores of a linear probe, else the logged losses."""
     if run.method.method == "linear":
-        from coeff_tuning.recipes.probe import fit_probe
-
-        size, seed = run.training.per_device_eval_batch_size, run.training.seed
-        return fit_probe(prepared.loaded, prepared.train, prepared.collator, size, seed)
+        return _probe(run, prepared)
     with run_folder.writing(run.folder):
         trainer.train(resume_from_checkpoint=checkpoint)
     return trainer.state.log_history  # type: ignore[no-any-return]
+
+
+def _probe(run: Run, prepared: Prepared) -> list[dict[str, float]]:
+    from coeff_tuning.recipes.probe import fit_probe
+
+    size, seed = run.training.per_device_eval_batch_size, run.training.seed
+    return fit_probe(prepared.loaded, prepared.train, prepared.collator, size, seed)
 
 
 def _trainable(model: Any) -> int:

@@ -14,6 +14,11 @@ _VTAB_EXAMPLE = """example (two methods on one task; the same command goes on wh
   coeff-tuning study vtab --root data/vtab-1k --tasks cifar --methods fact,coeff+fact --seeds 0,1,2 \\
       --output_dir runs/vtab"""
 
+_FEWSHOT_EXAMPLE = """examples (the same command goes on where it was interrupted):
+  coeff-tuning study fewshot --settings digits,bbc-news --methods linear,coeff,lora --seeds 0,1,2
+  coeff-tuning study fewshot --settings clothing,my.yaml --data clothing=path/to/images --output_dir runs/mine
+  coeff-tuning study fewshot --report --output_dir docs/results/fewshot"""
+
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults in the help, and examples printed line by line."""
@@ -30,6 +35,7 @@ def main(argv: list[str]) -> None:
     for name, summary, add in (
         ("hull", "toy study: coefficients break out of the convex hull of the values", _add_hull),
         ("vtab", "VTAB-1k: a vision transformer with coefficients and other methods, on 19 tasks", _add_vtab),
+        ("fewshot", "few samples, real weights: coefficients, LoRA, DoRA and the converged probe", _add_fewshot),
     ):
         description = f"{summary[0].upper()}{summary[1:]}."
         add(commands.add_parser(name, help=summary, description=description, formatter_class=_Formatter))
@@ -89,3 +95,28 @@ def _run_vtab(arguments: argparse.Namespace) -> None:
         parse_seeds(arguments.seeds),
         Options(**{name: getattr(arguments, name) for name in names}),
     )
+
+
+def _add_fewshot(parser: argparse.ArgumentParser) -> None:
+    from coeff_tuning.studies.fewshot.settings import DEFAULT
+
+    parser.epilog = _FEWSHOT_EXAMPLE
+    parser.add_argument("--settings", default=",".join(DEFAULT), help="names and config files of train, by commas")
+    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="folders that settings need")
+    parser.add_argument("--methods", default="main", help="'main', 'ablation', or some, separated by commas")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas; a language model takes three")
+    parser.add_argument("--report", action="store_true", help="train nothing: tables and figure from stored rows")
+    parser.add_argument("--output_dir", default="runs/fewshot", help="for rows, search.jsonl, summary.md, fewshot.png")
+    parser.set_defaults(run=_run_fewshot)
+
+
+def _run_fewshot(arguments: argparse.Namespace) -> None:
+    from coeff_tuning.recipes.compare import parse_seeds
+    from coeff_tuning.studies.fewshot import methods, settings, study
+
+    folder = Path(arguments.output_dir)
+    if not arguments.report:
+        folders = settings.parse_folders(arguments.data)
+        chosen = [settings.make(name, folders) for name in arguments.settings.split(",")]
+        study.run_all(folder, chosen, methods.parse(arguments.methods), parse_seeds(arguments.seeds))
+    study.write(folder)

@@ -1,0 +1,93 @@
+"""What is compared: each method is a set of flags of `coeff-tuning train`, and the candidates that its search tries.
+
+Every method has as many candidates as every other: two learning rates, a low and a high one. A combination takes both
+of its parts low, or both high. The probe chooses its regularisation by cross-validation instead, and variants of the
+coefficients, which are compared with one another only, share one learning rate and have no search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from coeff_tuning.errors import RunError
+
+LOW = {"coeff": {"coeff_learning_rate": 1e-2}, "lora": {"lora_learning_rate": 1e-3}}
+HIGH = {"coeff": {"coeff_learning_rate": 5e-2}, "lora": {"lora_learning_rate": 3e-3}}
+PROBE, FROZEN = "linear", "frozen"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        flags: of `coeff-tuning train`.
+        candidates: further flags, one set for each run of the search; a single one is taken as it is.
+    """
+
+    flags: dict[str, Any]
+    candidates: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+
+
+def _trained(method: str) -> Method:
+    parts = [part.replace("dora", "lora") for part in method.split("+")]
+    low, high = ({key: value for part in parts for key, value in of[part].items()} for of in (LOW, HIGH))
+    return Method({"method": method}, [low, high])
+
+
+MAIN: dict[str, Method] = {
+    PROBE: Method({"method": "linear"}),
+    FROZEN: Method({"method": "coeff", "num_train_epochs": 0}),  # a language model has no new head to probe with
+    **{name: _trained(name) for name in ("coeff", "lora", "coeff+lora", "dora", "coeff+dora")},
+}
+
+
+def _variant(**flags: Any) -> Method:
+    return Method({"method": "coeff", "coeff_learning_rate": 2e-2, **flags})
+
+
+ABLATION: dict[str, Method] = {
+    "as it is": _variant(),
+    "start: direct, identity": _variant(coeff_parameterization="direct"),
+    "start: direct, random": _variant(coeff_parameterization="direct", coeff_init="random"),
+    **{f"dropout {value}": _variant(coeff_dropout=value) for value in (0.0, 0.1, 0.4, 0.5)},
+    **{f"learning rate {value:g}": _variant(coeff_learning_rate=value) for value in (1e-3, 5e-3, 1e-2, 5e-2, 0.1)},
+    **{f"weight decay {value:g}": _variant(coeff_weight_decay=value) for value in (0.01, 0.1, 1.0)},
+    "first half of the layers": _variant(coeff_layers=[0, 1, 2, 3, 4, 5]),
+    "last half of the layers": _variant(coeff_layers=[6, 7, 8, 9, 10, 11]),
+}
+METHODS = {**MAIN, **ABLATION}
+SETS = {"main": list(MAIN), "ablation": list(ABLATION)}
+
+
+def parse(text: str) -> list[str]:
+    """Read methods.
+
+    Args:
+        text: names separated by commas, or one of `SETS`.
+
+    Returns:
+        Names of `METHODS`.
+
+    Raises:
+        RunError: a name is unknown.
+    """
+    names = SETS.get(text) or text.split(",")
+    if unknown := [name for name in names if name not in METHODS]:
+        raise RunError(f"--methods must be 'main', 'ablation' or some of {', '.join(METHODS)}; got {unknown[0]!r}")
+    return names
+
+
+def served(task: str, names: list[str]) -> list[str]:
+    """The methods that a task has: a classifier has a probe, a language model is measured as it is instead.
+
+    Args:
+        task: one of `recipes.arguments.TASKS`.
+        names: some of `METHODS`.
+
+    Returns:
+        Those of them.
+    """
+    other = PROBE if task == "causal-lm" else FROZEN
+    return [name for name in names if name != other]

@@ -1,0 +1,212 @@
+"""Tables of the few-shot study, made of rows."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+
+from coeff_tuning.errors import RunError
+from coeff_tuning.studies import tables
+from coeff_tuning.studies.fewshot.methods import ABLATION, FROZEN, MAIN, PROBE
+from coeff_tuning.studies.rows import Row
+
+SCORES = (
+    "Score on test data after the last epoch, mean ± standard deviation over seeds: accuracy in %, or perplexity (less "
+    "is better). In brackets: seeds. 'linear': the converged probe; 'frozen': the language model as it is."
+)
+ANSWERS = (
+    "Differences of the same seed, mean ± standard deviation, in points of accuracy or of perplexity; above zero is "
+    "better in both. In brackets: seeds in which it is above zero. Start: the probe, or the frozen language model. "
+    "Share: gain of the coefficients over that of LoRA, by means. Numbers: those beside the head."
+)
+SEARCH = "What the search tried on validation data: learning rates, and the score; the one that was taken is bold."
+
+
+def score(row: Row) -> str:
+    """Name of the score that a row holds.
+
+    Args:
+        row: a row, or metrics of a run.
+
+    Returns:
+        `accuracy` or `perplexity`.
+    """
+    return "accuracy" if "accuracy" in row else "perplexity"
+
+
+def values(rows: list[Row], setting: str, method: str) -> dict[int, float]:
+    """Scores by seed.
+
+    Args:
+        rows: final rows.
+        setting: a setting.
+        method: a method.
+
+    Returns:
+        Accuracy in %, or perplexity; empty without such rows.
+    """
+    own = [row for row in rows if (row["setting"], row["method"]) == (setting, method)]
+    return {row["seed"]: (100 if "accuracy" in row else 1) * row[score(row)] for row in own}
+
+
+def gains(rows: list[Row], setting: str, method: str, other: str) -> list[float]:
+    """How much better one method is than another, seed by seed.
+
+    Args:
+        rows: final rows.
+        setting: a setting.
+        method: a method.
+        other: what it is compared with.
+
+    Returns:
+        One difference for each seed that both have; positive is better, of perplexity as well.
+    """
+    first, second = values(rows, setting, method), values(rows, setting, other)
+    sign = 1 if _is_accuracy(rows, setting) else -1
+    return [sign * (first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
+def settings_of(rows: list[Row]) -> list[str]:
+    """Names of settings in the order of their rows."""
+    return list(dict.fromkeys(row["setting"] for row in rows))
+
+
+def summary(rows: list[Row], methods: list[str]) -> tuple[list[str], tables.Cells]:
+    """A line for each setting, a column for each method.
+
+    Args:
+        rows: final rows.
+        methods: in this order; those without rows are left out.
+
+    Returns:
+        Header and cells.
+    """
+    methods = [method for method in methods if any(row["method"] == method for row in rows)]
+    names = [name for name in settings_of(rows) if any(values(rows, name, method) for method in methods)]
+    lines = [
+        [name, _unit(rows, name), *(_cell(list(values(rows, name, m).values())) for m in methods)] for name in names
+    ]
+    return ["setting", "score", *methods], lines
+
+
+def answers(rows: list[Row]) -> tuple[list[str], tables.Cells]:
+    """A line for each setting: gains over the start, and of a combination over its base; then means over settings.
+
+    Args:
+        rows: final rows.
+
+    Returns:
+        Header and cells.
+    """
+    lines = []
+    found: list[list[list[float]]] = []
+    for name in settings_of(rows):
+        start = PROBE if _is_accuracy(rows, name) else FROZEN
+        pairs = [("coeff", start), ("lora", start), ("coeff+lora", "lora"), ("dora", start), ("coeff+dora", "dora")]
+        own = [gains(rows, name, *pair) for pair in pairs]
+        if _is_accuracy(rows, name):
+            found.append(own)
+        coeff, lora, *rest = map(_difference, own)
+        lines.append([name, coeff, lora, _share(own[:1], own[1:2]), _numbers(rows, name), *rest])
+    if len(found) > 1:
+        columns = [[mean(gain) for gain in column if gain] for column in zip(*found, strict=True)]
+        both = [entry for entry in found if entry[0] and entry[1]]
+        share = _share([entry[0] for entry in both], [entry[1] for entry in both])
+        coeff, lora, *rest = (f"{mean(column):+.2f} (of {len(column)})" if column else "" for column in columns)
+        lines.append(["mean of accuracies", coeff, lora, share, "", *rest])
+    header = ["setting", "coeff - start", "lora - start", "share", "numbers"]
+    return [*header, "coeff+lora - lora", "dora - start", "coeff+dora - dora"], lines
+
+
+def tried(search: list[Row]) -> tuple[list[str], tables.Cells]:
+    """A line for each setting and method: candidates with their validation scores.
+
+    Args:
+        search: rows of searches.
+
+    Returns:
+        Header and cells.
+    """
+    lines = []
+    for setting, method in dict.fromkeys((row["setting"], row["method"]) for row in search):
+        own = [row for row in search if (row["setting"], row["method"]) == (setting, method)]
+        best = max(own, key=lambda row: (row.get("accuracy", 0.0), -row["loss"]))
+        cells = []
+        for row in own:
+            rates = ", ".join(f"{value:g}" for value in row["settings"].values())
+            found = f"{100 * row['accuracy']:.1f} %" if "accuracy" in row else f"{row['perplexity']:.2f}"
+            cells.append(f"**{rates}: {found}**" if row is best else f"{rates}: {found}")
+        lines.append([setting, method, "; ".join(cells)])
+    return ["setting", "method", "candidates"], lines
+
+
+def show(rows: list[Row]) -> None:
+    """Print the tables.
+
+    Args:
+        rows: final rows.
+
+    Raises:
+        RunError: there are none.
+    """
+    if not rows:
+        raise RunError("there are no rows yet; run the study without --report first")
+    tables.show(SCORES, *summary(rows, [*MAIN, *ABLATION]))
+    tables.show(ANSWERS, *answers(rows))
+
+
+def page(rows: list[Row], search: list[Row]) -> str:
+    """All tables.
+
+    Args:
+        rows: final rows.
+        search: rows of searches.
+
+    Returns:
+        Markdown.
+    """
+    parts = [tables.markdown(*summary(rows, list(MAIN))), SCORES, tables.markdown(*answers(rows)), ANSWERS]
+    parts += [tables.markdown(*tried(search)), SEARCH] if search else []
+    if any(row["method"] in ABLATION for row in rows):
+        header, lines = summary(rows, ["coeff", *ABLATION])
+        turned = [list(cells) for cells in zip(header, *lines, strict=True)]  # a column for each setting
+        parts += [tables.markdown(turned[0], turned[1:]), "Variants of the coefficients, without search."]
+    first = rows[0]
+    dates = sorted(row["date"][:10] for row in rows)
+    where = f"{first['cpu']}, {first['threads']} thread(s), torch {first['versions']['torch']}, {dates[-1]}."
+    return "\n\n".join([*parts, where]) + "\n"
+
+
+def _is_accuracy(rows: list[Row], setting: str) -> bool:
+    return next("accuracy" in row for row in rows if row["setting"] == setting)
+
+
+def _unit(rows: list[Row], setting: str) -> str:
+    return "accuracy, %" if _is_accuracy(rows, setting) else "perplexity"
+
+
+def _cell(scores: list[float]) -> str:
+    if not scores:
+        return ""
+    return f"{mean(scores):.2f}{f' ± {stdev(scores):.2f}' if len(scores) > 1 else ''} ({len(scores)})"
+
+
+def _difference(found: list[float]) -> str:
+    if not found:
+        return ""
+    spread = f" ± {stdev(found):.2f}" if len(found) > 1 else ""
+    return f"{mean(found):+.2f}{spread} ({sum(gain > 0 for gain in found)}/{len(found)})"
+
+
+def _share(part: list[list[float]], whole: list[list[float]]) -> str:
+    """Ratio of mean gains, where the second is a gain at all."""
+    if not all([*part, *whole]) or not whole:
+        return ""
+    total = mean(map(mean, whole))
+    return f"{100 * mean(map(mean, part)) / total:.0f} %" if total > 0 else "no gain of LoRA"
+
+
+def _numbers(rows: list[Row], setting: str) -> str:
+    own = {row["method"]: row["extra_parameters"] for row in rows if row["setting"] == setting}
+    if not {"coeff", "lora"} <= own.keys():
+        return ""
+    return f"{own['coeff']:,} / {own['lora']:,} = {100 * own['coeff'] / own['lora']:.2f} %"
