@@ -81,7 +81,9 @@ def test_stored_results_are_what_the_command_writes(
     flops = next(c for c in right.collections if c.get_label().startswith("FLOPs"))
     np.testing.assert_allclose(flops.get_offsets(), list(zip(sizes, [e["flop_ratio"] for e in found], strict=True)))
     bars = right.containers[0]
-    np.testing.assert_allclose(bars.lines[0].get_ydata(), [e["projected_time_ratio"]["median"] for e in found])
+    np.testing.assert_allclose(
+        bars.lines[0].get_ydata(orig=False), [e["projected_time_ratio"]["median"] for e in found]
+    )
     ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
     np.testing.assert_allclose(
         ends, [[e["projected_time_ratio"]["low"], e["projected_time_ratio"]["high"]] for e in found]
