@@ -19,7 +19,7 @@ _FEWSHOT_EXAMPLE = """examples (the same command goes on where it was interrupte
   coeff-tuning study fewshot --settings clothing,my.yaml --data clothing=path/to/images --output_dir runs/mine
   coeff-tuning study fewshot --report --output_dir docs/results/fewshot"""
 
-_HEADS_EXAMPLE = """example (about four minutes of one core for each seed; the same command goes on where it was interrupted):
+_HEADS_EXAMPLE = """example (minutes for each seed; the same command goes on where it was interrupted):
   coeff-tuning study heads --heads 1,2,4,8,16 --seeds 0,1,2,3,4 --output_dir runs/heads"""
 
 _SCALE_EXAMPLE = """example (from the rows of this repository, nothing is trained):
