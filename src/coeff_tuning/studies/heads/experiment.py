@@ -247,4 +247,4 @@ def accuracy(model: Any, data: Images) -> float:
     """
     with torch.no_grad():
         found = model(pixel_values=data.pixels).logits.argmax(-1)
-    return (found == data.labels).float().mean().item()
+    return float((found == data.labels).float().mean())
