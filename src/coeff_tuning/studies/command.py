@@ -19,6 +19,12 @@ _FEWSHOT_EXAMPLE = """examples (the same command goes on where it was interrupte
   coeff-tuning study fewshot --settings clothing,my.yaml --data clothing=path/to/images --output_dir runs/mine
   coeff-tuning study fewshot --report --output_dir docs/results/fewshot"""
 
+_HEADS_EXAMPLE = """example (minutes for each seed; the same command goes on where it was interrupted):
+  coeff-tuning study heads --heads 1,2,4,8,16 --seeds 0,1,2,3,4 --output_dir runs/heads"""
+
+_SCALE_EXAMPLE = """example (from the rows of this repository, nothing is trained):
+  coeff-tuning study scale --measured docs/results/op-speed.jsonl --output_dir runs/scale"""
+
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults in the help, and examples printed line by line."""
@@ -36,6 +42,8 @@ def main(argv: list[str]) -> None:
         ("hull", "toy study: coefficients break out of the convex hull of the values", _add_hull),
         ("vtab", "VTAB-1k: a vision transformer with coefficients and other methods, on 19 tasks", _add_vtab),
         ("fewshot", "few samples, real weights: coefficients, LoRA, DoRA and the converged probe", _add_fewshot),
+        ("heads", "one width with 1 to 16 heads: what coefficients add to the converged probe", _add_heads),
+        ("scale", "what coefficients cost as models grow, from published shapes", _add_scale),
     ):
         description = f"{summary[0].upper()}{summary[1:]}."
         add(commands.add_parser(name, help=summary, description=description, formatter_class=_Formatter))
@@ -120,3 +128,37 @@ def _run_fewshot(arguments: argparse.Namespace) -> None:
         chosen = [settings.make(name, folders) for name in arguments.settings.split(",")]
         study.run_all(folder, chosen, methods.parse(arguments.methods), parse_seeds(arguments.seeds))
     study.write(folder)
+
+
+def _add_heads(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _HEADS_EXAMPLE
+    parser.add_argument("--heads", default="1,2,4,8,16", help="numbers of heads, separated by commas")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas")
+    parser.add_argument("--report", action="store_true", help="train nothing: table and figure from stored rows")
+    parser.add_argument("--output_dir", default="runs/heads", help="for rows, search.jsonl, summary.md, heads.png")
+    parser.set_defaults(run=_run_heads)
+
+
+def _run_heads(arguments: argparse.Namespace) -> None:
+    from coeff_tuning.recipes.compare import parse_seeds
+    from coeff_tuning.studies.heads import study
+
+    folder = Path(arguments.output_dir)
+    if not arguments.report:
+        study.run_all(folder, study.parse_heads(arguments.heads), parse_seeds(arguments.seeds))
+    study.write(folder)
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _SCALE_EXAMPLE
+    parser.add_argument(
+        "--measured", default="docs/results/op-speed.jsonl", help="rows of bench op, for the projection"
+    )
+    parser.add_argument("--output_dir", default="runs/scale", help="for rows.jsonl, summary.md and scale.png")
+    parser.set_defaults(run=_run_scale)
+
+
+def _run_scale(arguments: argparse.Namespace) -> None:
+    from coeff_tuning.studies.scale.study import study
+
+    study(Path(arguments.measured), Path(arguments.output_dir))
