@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
 from coeff_tuning import CoeffConfig, add_coeff, load_coeff
@@ -47,6 +47,22 @@ def load(unet: nn.Module, folder: str | Path, method: str) -> PeftModel:
     if method == "lora":
         return PeftModel.from_pretrained(unet, str(folder)).eval()
     return load_coeff(unet, folder).eval()
+
+
+def save_for_pipeline(model: PeftModel, folder: str | Path) -> None:
+    """Write LoRA, if there is one, once more: as `pipe.load_lora_weights` reads it.
+
+    Args:
+        model: of `attach`.
+        folder: gets `pytorch_lora_weights.safetensors`.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    config = model.peft_config["default"]
+    if not isinstance(config, LoraConfig):
+        return
+    layers = {key.removeprefix("base_model.model."): value for key, value in get_peft_model_state_dict(model).items()}
+    StableDiffusionPipeline.save_lora_weights(str(folder), unet_lora_layers=layers)  # alpha is the rank: its default
 
 
 def groups(model: nn.Module, learning_rate: float, coeff_learning_rate: float) -> list[dict[str, Any]]:

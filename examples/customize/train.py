@@ -108,6 +108,7 @@ def finish(training: Training, folder: Path, seconds: float) -> None:
     with run_folder.replacing(folder) as staging:
         shutil.copy(folder / run_folder.CONFIG_FILE, staging)
         model.save_pretrained(str(staging))
+        adapters.save_for_pipeline(model, staging)
         (staging / run_folder.METRICS_FILE).write_text(json.dumps(metrics, indent=1))
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -18,7 +18,7 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 
-from coeff_tuning import CoeffConfig
+from coeff_tuning import CoeffConfig, load_coeff
 from tests.examples.pipelines import SDXL_UNET, SIZE, make_photographs, make_pipeline, text_config, tokenizer
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers")
@@ -180,6 +180,20 @@ def test_class_images_are_drawn_once(trained: Path, scripts: dict[str, ModuleTyp
     scripts["images"].complete(pipe, folder, "a photo of dog", 3, SIZE, 2, 0)
     assert sorted(os.listdir(folder)) == names
     assert (folder / names[1]).read_bytes() == first
+
+
+def test_finished_run_loads_through_the_pipeline(scripts: dict[str, ModuleType], base: Path, trained: Path) -> None:
+    adapters = scripts["adapters"]
+    pipe = adapters.load_pipeline(str(base), torch.float32)
+    before = drawn(scripts, pipe)
+    adapters.load(pipe.unet, trained, "coeff+lora")
+    expected = drawn(scripts, pipe)
+    assert (expected - before).abs().max() > 1e-4
+    pipe = adapters.load_pipeline(str(base), torch.float32)
+    pipe.load_lora_weights(str(trained), weight_name="pytorch_lora_weights.safetensors")
+    assert not torch.equal(drawn(scripts, pipe), expected)
+    load_coeff(pipe.unet, trained / "coeff")
+    assert torch.equal(drawn(scripts, pipe), expected)
 
 
 def test_saved_run_draws_the_same_images(

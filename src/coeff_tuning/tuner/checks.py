@@ -73,10 +73,13 @@ def _before_pass(model: nn.Module, args: Any) -> None:
 
 
 def _before_save(model: nn.Module, prefix: str, keep_vars: bool) -> None:
-    _require_order(model)
+    if not hasattr(model, "load_lora_adapter"):  # diffusers reads the state dict while it loads
+        _require_order(model)
 
 
 def _require_order(model: nn.Module) -> None:
+    if has_own_adapters(model):
+        return
     configs: Mapping[str, PeftConfig] = getattr(model, "peft_config", {})
     kinds = [isinstance(config, CoeffConfig) for config in configs.values()]
     first = next((layer for _, layer in coeff_layers(model)), None)
@@ -154,6 +157,20 @@ def require_name(adapter_name: str) -> None:
         )
 
 
+def has_own_adapters(model: nn.Module) -> bool:
+    """Whether diffusers put adapters into a model itself, as `pipe.load_lora_weights` does.
+
+    They need no PeftModel: diffusers saves them and takes them off, whatever else the model carries.
+
+    Args:
+        model: a model.
+
+    Returns:
+        Whether it did.
+    """
+    return hasattr(model, "load_lora_adapter") and bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
 def require_fresh(model: nn.Module) -> None:
     """Raise if a model carries another PEFT method already, so that `get_peft_model` would stack two PeftModels.
 
@@ -161,8 +178,10 @@ def require_fresh(model: nn.Module) -> None:
         model: the model about to get coefficients.
 
     Raises:
-        CombinationError: it does.
+        CombinationError: it does, and diffusers did not load them itself.
     """
+    if has_own_adapters(model):
+        return
     configs: Any = getattr(model, "peft_config", {})
     others = [name for name, config in configs.items() if not isinstance(config, CoeffConfig)]
     if isinstance(model, PeftModel) or others:

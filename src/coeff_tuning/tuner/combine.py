@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,8 +59,7 @@ def add_coeff(peft_model: PeftModel, config: CoeffConfig, adapter_name: str = "c
     check_joining(peft_model, config, adapter_name)
     base: Any = peft_model.get_base_model()
     config.base_model_name_or_path = base.__dict__.get("name_or_path", None) or None
-    with _kept(base), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+    with _kept(base):
         try:
             _BesideModel(base, config, adapter_name)
         except Exception:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from coeff_tuning.errors import UnsupportedError
 from coeff_tuning.tuner.groups import same_value_head
+from coeff_tuning.tuner.scaling import Scaled
 
 if TYPE_CHECKING:
     from coeff_tuning.tuner.config import CoeffConfig
@@ -26,14 +27,14 @@ CHILD_NAME = "coefficients"
 BASE_ADAPTER = "__base__"
 
 
-class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class CoeffLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """Coefficients of one attention layer with H heads, for any number of named adapters.
 
-        coeff = I + sum over active adapters a of dropout(coeff_delta[a])        # (H, H), float32
+        coeff = I + sum over active adapters a of scaling[a] * dropout(coeff_delta[a])        # (H, H), float32
 
-    For an adapter with `parameterization="direct"`, `coeff_delta_direct[a]` is the whole matrix and its `I` is left
-    out. The layer is a child of the attention module that it serves (`attention.coefficients`); it holds no copy of
-    and no reference to that module.
+    For an adapter with `parameterization="direct"`, `coeff_delta_direct[a]` is the whole matrix and stands for
+    `I + coeff_delta[a]`. The layer is a child of the attention module that it serves (`attention.coefficients`); it
+    holds no copy of and no reference to that module.
 
     Args:
         num_heads: number H of attention heads.
@@ -43,6 +44,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     Attributes:
         coeff_delta: the trained `(H, H)` matrix of each residual adapter, by adapter name.
         coeff_delta_direct: the trained `(H, H)` matrix of each direct adapter, by adapter name.
+        scaling: weight of each adapter, 1 unless `set_scale` was called.
         kv_heads: number of value heads, for each adapter of `mixing="group"`; its entries between heads of different
             value heads are zero.
         sample_adapters: adapter name of each sample while a mixed batch runs, else `None`.
@@ -53,7 +55,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """
 
     adapter_layer_names = (DELTA_NAME, DIRECT_NAME)
-    other_param_names = ("coeff_dropout", "kv_heads")
+    other_param_names = ("coeff_dropout", "scaling", "kv_heads")
 
     host_marker: Tensor
     active_adapters: list[str]
@@ -65,6 +67,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.coeff_delta = nn.ParameterDict()
         self.coeff_delta_direct = nn.ParameterDict()
         self.coeff_dropout: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
         self.kv_heads: dict[str, int] = {}
         self.merged_adapters: list[str] = []
         self.sample_adapters: Sequence[str] | None = None
@@ -143,6 +146,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if kv_heads is not None:
             self.kv_heads[adapter_name] = kv_heads
         self.coeff_dropout[adapter_name] = config.coeff_dropout
+        self.scaling[adapter_name] = 1.0
 
     def set_samples(self, adapter_names: Sequence[str] | None) -> None:
         """Start a mixed batch, whose matrices are built once for all its passes, or end it.
@@ -193,7 +197,10 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         matrix: Tensor = holder[adapter_name]
         if hasattr(matrix, "full_tensor"):  # a DTensor, not imported here: not every torch has torch.distributed
             matrix = self._gathered(matrix)
-        return matrix * self.mixed_entries(adapter_name) if adapter_name in self.kv_heads else matrix
+        if adapter_name in self.kv_heads:
+            matrix = matrix * self.mixed_entries(adapter_name)
+        scale = self.scaling[adapter_name]
+        return matrix if scale == 1 else scale * matrix
 
     def _gathered(self, shard: Any) -> Tensor:
         """The whole of a matrix that FSDP2 shards, outside the forward pass that makes it whole."""
@@ -208,7 +215,7 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def _coeff_of(self, adapter_names: Sequence[str], training: bool) -> Tensor:
         coeff = torch.eye(self.num_heads, device=self.host_marker.device)
         names = [name for name in adapter_names if self.holds(name)]
-        if direct := sum(name in self.coeff_delta_direct for name in names):
+        if direct := sum(self.scaling[name] for name in names if name in self.coeff_delta_direct):
             coeff = (1 - direct) * coeff
         for name in names:
             matrix = self._matrix(name)
@@ -219,8 +226,9 @@ class CoeffLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         identity = torch.eye(self.num_heads, device=self.host_marker.device)
         rows = {name: row for row, name in enumerate(dict.fromkeys(adapter_names))}
         deltas = [self._matrix(name) if self.holds(name) else torch.zeros_like(identity) for name in rows]
-        is_residual = torch.tensor([name not in self.coeff_delta_direct for name in rows], device=identity.device)
-        matrices = torch.stack(deltas) + is_residual[:, None, None] * identity  # (adapters, H, H)
+        direct = [self.scaling[name] if name in self.coeff_delta_direct else 0.0 for name in rows]
+        fixed = 1 - torch.tensor(direct, device=identity.device)
+        matrices = torch.stack(deltas) + fixed[:, None, None] * identity  # (adapters, H, H)
         return matrices[torch.tensor([rows[name] for name in adapter_names], device=identity.device)]  # (B, H, H)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

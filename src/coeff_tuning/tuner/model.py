@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +55,15 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         if self.needs_fresh_model:
             checks.require_fresh(model)
-        super().__init__(model, *args, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            super().__init__(model, *args, **kwargs)
+        if checks.has_own_adapters(model):  # diffusers may delete the dict that it finds on the model
+            known: dict[str, Any] = model.peft_config  # type: ignore[assignment]
+            self.peft_config = {name: config for name, config in known.items() if isinstance(config, CoeffConfig)}
+            own = {parameter for _, layer in checks.coeff_layers(model) for parameter in layer.parameters()}
+            for parameter in model.parameters():
+                parameter.requires_grad &= parameter in own  # what we do not save must not be trained
 
     def inject_adapter(
         self,
@@ -231,9 +240,21 @@ class CoeffModel(BaseTuner):  # type: ignore[misc]
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
+        known: dict[str, Any] = getattr(self.model, "peft_config", {})
+        others = [name for name, config in known.items() if not isinstance(config, CoeffConfig)]
+        if merge and others:
+            raise MergeError(
+                f"Coefficients merge into plain weights; the model carries {others} beside them, loaded by "
+                "diffusers. Merge those first (pipe.fuse_lora, then pipe.unload_lora_weights), or take them off."
+            )
         if merge:
             merging.merge_exactly(self.model, adapter_names, safe_merge)
         detach(self.model)
+        if others:  # they are diffusers' to take off
+            for name in known.keys() - set(others):
+                del known[name]
+            base: nn.Module = self.model
+            return base
         # Saved modules and peft_config are what is left for PEFT.
         model: nn.Module = super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
         return model
