@@ -120,6 +120,19 @@ def fit(task: str, flags: dict[str, Any]) -> rows.Row:
     Returns:
         Score, loss, numbers of parameters and samples, seconds.
     """
+    return kept(train(task, flags)[1])
+
+
+def train(task: str, flags: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """As `fit`, with all it leaves behind.
+
+    Args:
+        task: one of `recipes.arguments.TASKS`.
+        flags: of `train`; an entry that is None is left out.
+
+    Returns:
+        The trainer, with model and data, and all metrics.
+    """
     from transformers import set_seed
 
     from coeff_tuning.recipes.configuration import parse_run
@@ -133,7 +146,19 @@ def fit(task: str, flags: dict[str, Any]) -> rows.Row:
                 argv += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
         run = parse_run(argv)
         set_seed(run.training.seed)
-        _, metrics, _ = train_and_measure(run, prepare(run))
+        trainer, metrics, _ = train_and_measure(run, prepare(run))
+    return trainer, metrics
+
+
+def kept(metrics: dict[str, Any]) -> rows.Row:
+    """What a row keeps of the metrics of a run.
+
+    Args:
+        metrics: of `train`.
+
+    Returns:
+        Score, loss, numbers of parameters and samples, seconds.
+    """
     return {key: metrics[key] for key in (report.score(metrics), *_KEPT)}
 
 
