@@ -14,6 +14,13 @@ def test_off_diagonal_by_hand() -> None:
     assert measures.off_diagonal(np.zeros((H, H))) == 0
 
 
+def test_constant_rows_by_hand() -> None:
+    assert measures.constant_rows(np.array([[2.0, 2.0], [-1.0, -1.0]])) == pytest.approx(1)
+    assert measures.constant_rows(np.array([[1.0, -1.0], [0.0, 0.0]])) == 0
+    assert measures.constant_rows(np.array([[1.0, 0.0], [0.0, 0.0]])) == pytest.approx(1 / 2)
+    assert measures.constant_rows(np.zeros((H, H))) == 0
+
+
 def test_effective_rank_of_known_spectra() -> None:
     generator = np.random.default_rng(1)
     left, right = (np.linalg.qr(generator.standard_normal((H, H)))[0] for _ in range(2))

@@ -103,6 +103,7 @@ def test_tables_by_hand() -> None:
     cells = dict(zip(header, lines[0], strict=True))
     assert cells["size"] == "0.866"  # sqrt((4 + 1 + 1) / 8)
     assert cells["off diagonal"] == "100 % (50 %)"
+    assert cells["rows"] == "50 % (50 %)"
     assert cells["singular values"] == "1.50, 0.500"
     assert cells["effective rank"].startswith("1.5 (")
     assert cells["row sums"] == "+0.00 to +2.00"

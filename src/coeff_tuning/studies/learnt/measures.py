@@ -22,6 +22,21 @@ def off_diagonal(delta: np.ndarray) -> float:
     return float(1 - (np.diagonal(delta) ** 2).sum() / total) if total else 0.0
 
 
+def constant_rows(delta: np.ndarray) -> float:
+    """Share of the squared entries that the means of the rows explain; `1/H` for random entries.
+
+    A row of equal entries adds the same multiple of every head's map to one output head.
+
+    Args:
+        delta: `(H, H)`.
+
+    Returns:
+        In [0, 1]; 0 for a matrix of zeros.
+    """
+    total = float((delta**2).sum())
+    return float(len(delta) * (delta.mean(-1) ** 2).sum() / total) if total else 0.0
+
+
 def effective_rank(delta: np.ndarray) -> float:
     """`exp(entropy)` of the singular values divided by their sum.
 

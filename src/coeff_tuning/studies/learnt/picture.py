@@ -52,5 +52,6 @@ def _spectra(axes: Any, found: np.ndarray) -> None:
         axes.plot(places, line, color="#D55E00", alpha=0.45, linewidth=1.2, label=label)
     axes.plot(places, noise, "--", color="0.2", label="random matrices")
     axes.set(xlabel="singular value of delta", ylabel="share of their sum", ylim=(0, None))
+    axes.set_xticks(range(1, found.shape[-1] + 1, 1 + found.shape[-1] // 8))
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)

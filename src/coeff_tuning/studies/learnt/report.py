@@ -13,7 +13,8 @@ from coeff_tuning.studies.rows import Row
 
 LAYERS = (
     "delta = coeff - I, means over seeds. Size: root of the mean square of its entries. Off diagonal: share of the "
-    "squared entries that mixes heads; in brackets, of random entries. Singular values: largest, and smallest. "
+    "squared entries that mixes heads; rows: share that the means of the rows explain; in brackets, of random entries. "
+    "Singular values: largest, and smallest. "
     "Effective rank: exp of the entropy of the singular values; in brackets, of random matrices. Row sums: of delta, "
     "smallest and largest of all seeds. Below 0, above 1: share of the entries of mixed attention maps on held-out "
     "samples, by the mean; smallest and largest entry, of all seeds."
@@ -66,7 +67,7 @@ def layers(rows: list[Row], setting: str) -> tuple[list[str], tables.Cells]:
     own = [row for row in rows if row["setting"] == setting]
     found = deltas(rows, setting)
     heads = found.shape[-1]
-    expected, rank = f"{100 * (1 - 1 / heads):.0f} %", f"{measures.random_effective_rank(heads):.1f}"
+    rank = f"{measures.random_effective_rank(heads):.1f}"
     lines = []
     for index, name in enumerate(layer["layer"] for layer in own[0]["layers"]):
         matrices, seen = found[:, index], [row["layers"][index] for row in own]
@@ -76,7 +77,8 @@ def layers(rows: list[Row], setting: str) -> tuple[list[str], tables.Cells]:
             [
                 name,
                 f"{np.sqrt((matrices**2).mean()):.3f}",
-                f"{100 * mean(map(measures.off_diagonal, matrices)):.0f} % ({expected})",
+                f"{100 * mean(map(measures.off_diagonal, matrices)):.0f} % ({100 - 100 / heads:.0f} %)",
+                f"{100 * mean(map(measures.constant_rows, matrices)):.0f} % ({100 / heads:.0f} %)",
                 f"{spectrum[0]:.2f}, {spectrum[-1]:.3f}",
                 f"{mean(map(measures.effective_rank, matrices)):.1f} ({rank})",
                 f"{sums.min():+.2f} to {sums.max():+.2f}",
@@ -85,7 +87,7 @@ def layers(rows: list[Row], setting: str) -> tuple[list[str], tables.Cells]:
                 f"{min(layer['min'] for layer in seen):.2f} to {max(layer['max'] for layer in seen):.2f}",
             ]
         )
-    header = ["layer", "size", "off diagonal", "singular values", "effective rank", "row sums"]
+    header = ["layer", "size", "off diagonal", "rows", "singular values", "effective rank", "row sums"]
     return [*header, "below 0", "above 1", "entries"], lines
 
 
