@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/speed.md, docs/hull.md, docs/fewshot.md and docs/learnt.md, from the rows under docs/results.
+"""Write the tables of README.md, docs/speed.md, hull.md, fewshot.md and learnt.md, from the rows under docs/results.
 
 python benchmarks/readme_table.py            # writes
 python benchmarks/readme_table.py --check    # fails if a file does not hold what the rows say
