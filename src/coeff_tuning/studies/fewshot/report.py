@@ -32,7 +32,7 @@ VARIANTS = (
     (
         "Variants of the coefficients, without search: residual, zero start, learning rate 2e-2, dropout 0.2, no "
         "weight decay, all layers, but for what is named.",
-        {PROBE: None, **ABLATION},
+        ABLATION,
         "as it is",
     ),
 )
