@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/speed.md, docs/hull.md and docs/fewshot.md, from the rows under docs/results.
+"""Write the tables of README.md, docs/speed.md, hull.md, fewshot.md and learnt.md, from the rows under docs/results.
 
 python benchmarks/readme_table.py            # writes
 python benchmarks/readme_table.py --check    # fails if a file does not hold what the rows say
@@ -15,6 +15,7 @@ from coeff_tuning.bench.rows import Row, figure, read
 from coeff_tuning.studies import rows as study_rows
 from coeff_tuning.studies.fewshot import report as fewshot_report
 from coeff_tuning.studies.hull import report as hull_report
+from coeff_tuning.studies.learnt import report as learnt_report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("docs") / "results"
@@ -44,12 +45,14 @@ def tables(results: Path) -> list[tuple[str, str, str]]:
     names = ("op-speed", "op-memory", "model-speed")
     speed, memory, models = (read(results / f"{name}.jsonl") for name in names)
     fewshot, tried = (study_rows.read(results / "fewshot" / f"{name}.jsonl", "fewshot") for name in ("rows", "search"))
+    learnt = study_rows.read(results / "learnt" / "rows.jsonl", "learnt")
     return [
         ("README.md", "memory", memory_sentence(memory)),
         ("README.md", "op speed", op_table(speed)),
         ("docs/speed.md", "model speed", model_table(models)),
         ("docs/hull.md", "hull", hull_report.page(study_rows.read(results / "hull.jsonl", "hull"))),
         ("docs/fewshot.md", "fewshot", fewshot_report.page(fewshot, tried).rstrip()),
+        ("docs/learnt.md", "learnt", learnt_report.page(learnt).rstrip()),
     ]
 
 

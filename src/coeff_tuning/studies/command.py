@@ -19,6 +19,9 @@ _FEWSHOT_EXAMPLE = """examples (the same command goes on where it was interrupte
   coeff-tuning study fewshot --settings clothing,my.yaml --data clothing=path/to/images --output_dir runs/mine
   coeff-tuning study fewshot --report --output_dir docs/results/fewshot"""
 
+_LEARNT_EXAMPLE = """example (a minute for each seed; the same command goes on where it was interrupted):
+  coeff-tuning study learnt --settings digits,bbc-news --seeds 0,1,2 --output_dir runs/learnt"""
+
 _HEADS_EXAMPLE = """example (minutes for each seed; the same command goes on where it was interrupted):
   coeff-tuning study heads --heads 1,2,4,8,16 --seeds 0,1,2,3,4 --output_dir runs/heads"""
 
@@ -42,6 +45,7 @@ def main(argv: list[str]) -> None:
         ("hull", "toy study: coefficients break out of the convex hull of the values", _add_hull),
         ("vtab", "VTAB-1k: a vision transformer with coefficients and other methods, on 19 tasks", _add_vtab),
         ("fewshot", "few samples, real weights: coefficients, LoRA, DoRA and the converged probe", _add_fewshot),
+        ("learnt", "what coefficients become: their matrices, and the attention maps they make", _add_learnt),
         ("heads", "one width with 1 to 16 heads: what coefficients add to the converged probe", _add_heads),
         ("scale", "what coefficients cost as models grow, from published shapes", _add_scale),
     ):
@@ -111,7 +115,7 @@ def _add_fewshot(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _FEWSHOT_EXAMPLE
     parser.add_argument("--settings", default=",".join(DEFAULT), help="names and config files of train, by commas")
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="folders that settings need")
-    parser.add_argument("--methods", default="main", help="'main', 'ablation', or some, separated by commas")
+    parser.add_argument("--methods", default="main", help="'main', 'ablation', 'combination', or some, by commas")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas; a language model takes three")
     parser.add_argument("--report", action="store_true", help="train nothing: tables and figure from stored rows")
     parser.add_argument("--output_dir", default="runs/fewshot", help="for rows, search.jsonl, summary.md, fewshot.png")
@@ -127,6 +131,30 @@ def _run_fewshot(arguments: argparse.Namespace) -> None:
         folders = settings.parse_folders(arguments.data)
         chosen = [settings.make(name, folders) for name in arguments.settings.split(",")]
         study.run_all(folder, chosen, methods.parse(arguments.methods), parse_seeds(arguments.seeds))
+    study.write(folder)
+
+
+def _add_learnt(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _LEARNT_EXAMPLE
+    parser.add_argument("--settings", default="digits,bbc-news", help="classifiers of study fewshot, by commas")
+    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="folders that settings need")
+    parser.add_argument("--seeds", default="0,1,2", help="at least two, separated by commas")
+    parser.add_argument("--report", action="store_true", help="train nothing: tables and figure from stored rows")
+    parser.add_argument("--output_dir", default="runs/learnt", help="for rows.jsonl, summary.md and learnt.png")
+    parser.set_defaults(run=_run_learnt)
+
+
+def _run_learnt(arguments: argparse.Namespace) -> None:
+    from coeff_tuning.recipes.compare import parse_seeds
+    from coeff_tuning.studies.fewshot import settings
+    from coeff_tuning.studies.learnt import study
+
+    folder, seeds = Path(arguments.output_dir), parse_seeds(arguments.seeds)
+    if len(seeds) < 2:
+        raise RunError(f"--seeds must be at least two, whose matrices are compared; got {arguments.seeds!r}")
+    if not arguments.report:
+        folders = settings.parse_folders(arguments.data)
+        study.run_all(folder, [settings.make(name, folders) for name in arguments.settings.split(",")], seeds)
     study.write(folder)
 
 

@@ -62,3 +62,19 @@ def test_summary_and_tried() -> None:
         for rate, found in ((0.01, 8.0), (0.05, 9.0))
     ]
     assert report.tried(tried)[1] == [["words", "coeff", "**0.01: 8.00**; 0.05: 9.00"]]
+
+
+def test_variants_by_hand() -> None:
+    rows = made("pictures", "accuracy", {"as it is": [0.5, 0.6], "dropout 0": [0.55, 0.6]})
+    header, lines = report.variants(rows, ["linear", "as it is", "dropout 0"], "as it is")
+    assert header == ["setting", "variant", "score", "- as it is"]
+    assert lines == [
+        ["pictures", "as it is", "55.00 ± 7.07 (2)", ""],
+        ["pictures", "dropout 0", "57.50 ± 3.54 (2)", "+2.50 ± 3.54 (1/2)"],
+    ]
+    page = report.page([{**row, **WHERE} for row in rows], [])
+    assert page.count("| pictures | dropout 0 |") == 1
+    assert "coefficients + LoRA" not in page
+
+
+WHERE = {"date": "2026-01-01T", "cpu": "x", "threads": 1, "versions": {"torch": "2"}}

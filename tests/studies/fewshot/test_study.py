@@ -203,3 +203,11 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert cli.main(argv(tmp_path / "out", *flags)) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_halves_of_a_model(dinov2: Path) -> None:
+    assert study.half("first half", str(dinov2)) == [0]
+    assert study.half("last half", str(dinov2)) == [1]
+    sets = {name for names in methods.SETS.values() for name in names}
+    assert sets == set(methods.METHODS)
+    assert not [name for name in sets if "," in name]  # names are separated by commas

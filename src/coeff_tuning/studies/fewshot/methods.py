@@ -2,7 +2,8 @@
 
 Every method has as many candidates as every other: two learning rates, a low and a high one. A combination takes both
 of its parts low, or both high. The probe chooses its regularisation by cross-validation instead, and variants of the
-coefficients, which are compared with one another only, share one learning rate and have no search.
+coefficients, which are compared with one another only, share one learning rate and have no search. Whether LoRA beside
+coefficients was only short of the right rates is asked apart: of six candidates each, and of variants without search.
 """
 
 from __future__ import annotations
@@ -47,18 +48,50 @@ def _variant(**flags: Any) -> Method:
     return Method({"method": "coeff", "coeff_learning_rate": 2e-2, **flags})
 
 
+# Layers: the study turns these words into numbers of layers of the model.
+_HALVES: dict[str, dict[str, Any]] = {
+    f"{which} half of the layers": {"coeff_layers": f"{which} half"} for which in ("first", "last")
+}
 ABLATION: dict[str, Method] = {
     "as it is": _variant(),
-    "start: direct, identity": _variant(coeff_parameterization="direct"),
-    "start: direct, random": _variant(coeff_parameterization="direct", coeff_init="random"),
-    **{f"dropout {value}": _variant(coeff_dropout=value) for value in (0.0, 0.1, 0.4, 0.5)},
-    **{f"learning rate {value:g}": _variant(coeff_learning_rate=value) for value in (1e-3, 5e-3, 1e-2, 5e-2, 0.1)},
-    **{f"weight decay {value:g}": _variant(coeff_weight_decay=value) for value in (0.01, 0.1, 1.0)},
-    "first half of the layers": _variant(coeff_layers=[0, 1, 2, 3, 4, 5]),
-    "last half of the layers": _variant(coeff_layers=[6, 7, 8, 9, 10, 11]),
+    "start: residual random": _variant(coeff_init="random"),
+    "start: direct identity": _variant(coeff_parameterization="direct"),
+    "start: direct random": _variant(coeff_parameterization="direct", coeff_init="random"),
+    **{f"dropout {value:g}": _variant(coeff_dropout=value) for value in (0.0, 0.5)},
+    **{f"learning rate {value:g}": _variant(coeff_learning_rate=value) for value in (1e-3, 1e-2, 5e-2, 0.1)},
+    **{f"weight decay {value:g}": _variant(coeff_weight_decay=value) for value in (0.1, 1.0)},
+    **{name: _variant(**flags) for name, flags in _HALVES.items()},
 }
-METHODS = {**MAIN, **ABLATION}
-SETS = {"main": list(MAIN), "ablation": list(ABLATION)}
+
+
+def _both(**flags: Any) -> Method:
+    return Method({"method": "coeff+lora", **LOW["coeff"], **LOW["lora"], **flags})
+
+
+# Six candidates each, in the combination every rate of the coefficients with every rate of LoRA.
+WIDE: dict[str, Method] = {
+    "lora of 6": Method(
+        {"method": "lora"}, [{"lora_learning_rate": rate} for rate in (3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2)]
+    ),
+    "coeff+lora of 6": Method(
+        {"method": "coeff+lora"},
+        [
+            {"coeff_learning_rate": coeff, "lora_learning_rate": lora}
+            for coeff in (1e-3, 1e-2, 5e-2)
+            for lora in (1e-3, 3e-3)
+        ],
+    ),
+}
+LORA_AS_IT_IS = "lora as it is"
+BOTH: dict[str, Method] = {
+    LORA_AS_IT_IS: Method({"method": "lora", **LOW["lora"]}),
+    "both as they are": _both(),
+    **{f"both: coefficients at {value:g}": _both(coeff_learning_rate=value) for value in (1e-3, 5e-2)},
+    **{f"both: dropout {value:g}": _both(coeff_dropout=value) for value in (0.0, 0.5)},
+    **{f"both: {name}": _both(**flags) for name, flags in _HALVES.items()},
+}
+METHODS = {**MAIN, **ABLATION, **WIDE, **BOTH}
+SETS = {"main": list(MAIN), "ablation": list(ABLATION), "combination": [*WIDE, *BOTH]}
 
 
 def parse(text: str) -> list[str]:
@@ -75,7 +108,9 @@ def parse(text: str) -> list[str]:
     """
     names = SETS.get(text) or text.split(",")
     if unknown := [name for name in names if name not in METHODS]:
-        raise RunError(f"--methods must be 'main', 'ablation' or some of {', '.join(METHODS)}; got {unknown[0]!r}")
+        raise RunError(
+            f"--methods must be 'main', 'ablation', 'combination' or some of {', '.join(METHODS)}; got {unknown[0]!r}"
+        )
     return names
 
 

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 from coeff_tuning.errors import RunError
 from coeff_tuning.studies import tables
-from coeff_tuning.studies.fewshot.methods import ABLATION, FROZEN, MAIN, PROBE
+from coeff_tuning.studies.fewshot.methods import ABLATION, BOTH, FROZEN, LORA_AS_IT_IS, MAIN, PROBE, WIDE
 from coeff_tuning.studies.rows import Row
 
 SCORES = (
@@ -19,6 +19,23 @@ ANSWERS = (
     "Share: gain of the coefficients over that of LoRA, by means. Numbers: those beside the head."
 )
 SEARCH = "What the search tried on validation data: learning rates, and the score; the one that was taken is bold."
+
+# Caption, names and base of each table of variants.
+VARIANTS = (
+    ("LoRA and the combination with six candidates each, chosen on validation data.", WIDE, "lora of 6"),
+    (
+        "Variants of coefficients + LoRA, without search: learning rates 1e-2 and 1e-3, dropout 0.2, all layers, but "
+        "for what is named; beside LoRA alone at the same rate.",
+        BOTH,
+        LORA_AS_IT_IS,
+    ),
+    (
+        "Variants of the coefficients, without search: residual, zero start, learning rate 2e-2, dropout 0.2, no "
+        "weight decay, all layers, but for what is named.",
+        ABLATION,
+        "as it is",
+    ),
+)
 
 
 def score(row: Row) -> str:
@@ -139,6 +156,27 @@ def tried(search: list[Row]) -> tuple[list[str], tables.Cells]:
     return ["setting", "method", "candidates"], lines
 
 
+def variants(rows: list[Row], names: list[str], base: str) -> tuple[list[str], tables.Cells]:
+    """A line for each setting and variant: its score, and its difference from a base.
+
+    Args:
+        rows: final rows.
+        names: variants.
+        base: the method that they are compared with.
+
+    Returns:
+        Header and cells.
+    """
+    lines = []
+    for setting in settings_of(rows):
+        for name in names:
+            found = list(values(rows, setting, name).values())
+            if found:
+                above = "" if name == base else _difference(gains(rows, setting, name, base))
+                lines.append([setting, name, _cell(found), above])
+    return ["setting", "variant", "score", f"- {base}"], lines
+
+
 def show(rows: list[Row]) -> None:
     """Print the tables.
 
@@ -150,8 +188,11 @@ def show(rows: list[Row]) -> None:
     """
     if not rows:
         raise RunError("there are no rows yet; run the study without --report first")
-    tables.show(SCORES, *summary(rows, [*MAIN, *ABLATION]))
+    tables.show(SCORES, *summary(rows, list(MAIN)))
     tables.show(ANSWERS, *answers(rows))
+    for caption, names, base in VARIANTS:
+        if any(row["method"] in names for row in rows):
+            tables.show(caption, *variants(rows, list(names), base))
 
 
 def page(rows: list[Row], search: list[Row]) -> str:
@@ -166,10 +207,9 @@ def page(rows: list[Row], search: list[Row]) -> str:
     """
     parts = [tables.markdown(*summary(rows, list(MAIN))), SCORES, tables.markdown(*answers(rows)), ANSWERS]
     parts += [tables.markdown(*tried(search)), SEARCH] if search else []
-    if any(row["method"] in ABLATION for row in rows):
-        header, lines = summary(rows, ["coeff", *ABLATION])
-        turned = [list(cells) for cells in zip(header, *lines, strict=True)]  # a column for each setting
-        parts += [tables.markdown(turned[0], turned[1:]), "Variants of the coefficients, without search."]
+    for caption, names, base in VARIANTS:
+        if any(row["method"] in names for row in rows):
+            parts += [tables.markdown(*variants(rows, list(names), base)), caption]
     first = rows[0]
     dates = sorted(row["date"][:10] for row in rows)
     where = f"{first['cpu']}, {first['threads']} thread(s), torch {first['versions']['torch']}, {dates[-1]}."

@@ -83,10 +83,31 @@ def _measure(setting: Setting, job: dict[str, Any], further: dict[str, Any]) -> 
     flags = {**setting.flags, **METHODS[job["method"]].flags, **further, "seed": job["seed"]}
     if setting.folder is not None:
         flags["dataset"] = setting.folder
+    if isinstance(flags.get("coeff_layers"), str):
+        flags["coeff_layers"] = half(flags["coeff_layers"], flags["model_name_or_path"])
     measured = fit(setting.task, flags)
     if METHODS[job["method"]].flags.get("num_train_epochs") == 0:
         measured["extra_parameters"] = 0  # nothing was trained
     return {**_about(setting), **measured}
+
+
+def half(which: str, model: str) -> list[int]:
+    """Numbers of the layers in one half of a model.
+
+    Args:
+        which: `first half` or `last half`; of an odd number of layers the last half is larger.
+        model: hub id, local folder, or offline name.
+
+    Returns:
+        The numbers.
+    """
+    from transformers import AutoConfig
+
+    from coeff_tuning.recipes.assets import resolve_model
+
+    layers = list(range(AutoConfig.from_pretrained(resolve_model(model)).num_hidden_layers))
+    middle = len(layers) // 2
+    return {"first half": layers[:middle], "last half": layers[middle:]}[which]
 
 
 def fit(task: str, flags: dict[str, Any]) -> rows.Row:
@@ -98,6 +119,19 @@ def fit(task: str, flags: dict[str, Any]) -> rows.Row:
 
     Returns:
         Score, loss, numbers of parameters and samples, seconds.
+    """
+    return kept(train(task, flags)[1])
+
+
+def train(task: str, flags: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """As `fit`, with all it leaves behind.
+
+    Args:
+        task: one of `recipes.arguments.TASKS`.
+        flags: of `train`; an entry that is None is left out.
+
+    Returns:
+        The trainer, with model and data, and all metrics.
     """
     from transformers import set_seed
 
@@ -112,7 +146,19 @@ def fit(task: str, flags: dict[str, Any]) -> rows.Row:
                 argv += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
         run = parse_run(argv)
         set_seed(run.training.seed)
-        _, metrics, _ = train_and_measure(run, prepare(run))
+        trainer, metrics, _ = train_and_measure(run, prepare(run))
+    return trainer, metrics
+
+
+def kept(metrics: dict[str, Any]) -> rows.Row:
+    """What a row keeps of the metrics of a run.
+
+    Args:
+        metrics: of `train`.
+
+    Returns:
+        Score, loss, numbers of parameters and samples, seconds.
+    """
     return {key: metrics[key] for key in (report.score(metrics), *_KEPT)}
 
 
