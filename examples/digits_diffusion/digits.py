@@ -112,7 +112,9 @@ def nearest(images: Tensor, shots: Tensor) -> Tensor:
     return torch.cdist(images.flatten(1), shots.flatten(1)).min(1).values / images[0].numel() ** 0.5
 
 
-def measure(new: Tensor, old: Tensor, base_old: Tensor, shots: Tensor, others: Tensor, judge: Judge) -> dict[str, float]:
+def measure(
+    new: Tensor, old: Tensor, base_old: Tensor, shots: Tensor, others: Tensor, judge: Judge
+) -> dict[str, float]:
     """Figures of one run.
 
     Args:
@@ -192,7 +194,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="base model, rows, images and sheet")
     parser.add_argument("--pretrain_steps", type=int, default=1500, help="of the base model, with 64 images each")
     parser.add_argument("--steps", type=int, default=200, help="of each customization")
-    parser.add_argument("--samples", type=int, default=100, help="drawn of the new class; a fifth of it of each old one")
+    parser.add_argument(
+        "--samples", type=int, default=100, help="drawn of the new class; a fifth of it of each old one"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="of the 8 images and their noise")
     args = parser.parse_args(argv)
     found = run(args)

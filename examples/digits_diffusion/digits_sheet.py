@@ -54,7 +54,9 @@ def sheet(folder: Path, rows: list[dict[str, Any]], methods: Sequence[str]) -> N
         title = f"{TITLES.get(method, 'base model')}, {trained}: {row['concept']:.0%} of new class are 9, "
         title += f"{row['kept']:.0%} of old classes right, drift {row['drift']:.3f}"
         show(axis, torch.cat([drawn["new"][:10], torch.ones(1, 1, 8, 8), old]), title, gap=len(drawn["new"][:10]))
-    figure.text(0.01, 0.005, "Left of the gap: new class. Right: old classes 0 to 8. Same noise in each row.", fontsize=8)
+    figure.text(
+        0.01, 0.005, "Left of the gap: new class. Right: old classes 0 to 8. Same noise in each row.", fontsize=8
+    )
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     figure.savefig(folder / "sheet.png", dpi=110)
     plt.close(figure)
