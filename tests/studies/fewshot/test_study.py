@@ -182,6 +182,8 @@ def test_every_setting_and_variant_is_a_run_of_train(tmp_path: Path) -> None:
         setting = make(name, folders)
         for method in methods.served(setting.task, list(methods.METHODS)):
             flags = {**setting.flags, **methods.METHODS[method].flags}
+            if flags.get("coeff_layers") in ("first half", "last half"):
+                flags["coeff_layers"] = [0, 1]  # as `study.half` names them, which has to read the model
             given = [f"--{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in flags.items()]
             run = parse_run([setting.task, *" ".join(given).split()])
             assert run.method.method == methods.METHODS[method].flags["method"]
@@ -196,7 +198,7 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--data", "emoji"], "--data must be NAME=FOLDER, for example emoji=data/emoji; got 'emoji'"),
         (["--data", f"emoji={tmp_path}/none"], f"there is no folder {tmp_path}/none"),
         (["--settings", str(tmp_path / "no-task.yaml")], "no-task.yaml must name its task"),
-        (["--methods", "coeff,magic"], "--methods must be 'main', 'ablation' or some of linear, frozen, coeff"),
+        (["--methods", "coeff,magic"], "--methods must be 'main', 'ablation', 'combination' or some of linear, frozen, coeff"),
         (["--seeds", "a"], "--seeds must be whole numbers separated by commas, like 0,1,2; got 'a'"),
         (["--report"], "there are no rows yet"),
     ):
