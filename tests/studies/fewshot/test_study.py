@@ -198,7 +198,7 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--data", "emoji"], "--data must be NAME=FOLDER, for example emoji=data/emoji; got 'emoji'"),
         (["--data", f"emoji={tmp_path}/none"], f"there is no folder {tmp_path}/none"),
         (["--settings", str(tmp_path / "no-task.yaml")], "no-task.yaml must name its task"),
-        (["--methods", "coeff,magic"], "--methods must be 'main', 'ablation', 'combination' or some of linear, frozen, coeff"),
+        (["--methods", "coeff,magic"], "--methods must be 'main', 'ablation', 'combination' or some of linear, frozen"),
         (["--seeds", "a"], "--seeds must be whole numbers separated by commas, like 0,1,2; got 'a'"),
         (["--report"], "there are no rows yet"),
     ):
