@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
 from coeff_tuning import CoeffConfig, CoeffLayer, add_coeff, load_coeff
-from coeff_tuning.errors import MergeError
+from coeff_tuning.errors import CombinationError, MergeError
 from tests.examples import pipelines
 
 diffusers = pytest.importorskip("diffusers")
@@ -136,6 +136,12 @@ def test_training_beside_the_lora_of_a_pipeline(made: dict[str, Any], tmp_path: 
     np.testing.assert_array_equal(draw(pipe), made["lora"])
     pipe.unload_lora_weights()
     np.testing.assert_array_equal(draw(pipe), made["base"])
+
+
+def test_peft_models_are_not_stacked(made: dict[str, Any]) -> None:
+    _, model = both(made, "lora")
+    with pytest.raises(CombinationError, match="stacked PeftModels"):
+        get_peft_model(model, CoeffConfig())
 
 
 @pytest.mark.parametrize("parameterization", ["residual", "direct"])

@@ -168,7 +168,8 @@ def has_own_adapters(model: nn.Module) -> bool:
     Returns:
         Whether it did.
     """
-    return hasattr(model, "load_lora_adapter") and bool(getattr(model, "_hf_peft_config_loaded", False))
+    is_wrapper = isinstance(model, PeftModel)  # which passes on what it is asked for
+    return not is_wrapper and hasattr(model, "load_lora_adapter") and bool(model._hf_peft_config_loaded)
 
 
 def require_fresh(model: nn.Module) -> None:
