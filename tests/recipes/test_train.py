@@ -52,11 +52,34 @@ def test_head_starts_as_the_probe(method: str, bert: Path, reviews: Path, tmp_pa
     for name, flags in (
         ("linear", ["--method", "linear"]),
         ("probe", [*start, "--method", method, "--head_start", "probe"]),
-        ("random", [*start, "--method", method]),
+        ("random", [*start, "--method", method, "--head_start", "random"]),
+        ("auto", [*start, "--method", method]),
     ):
         losses[name] = _measured(_text(bert, reviews, tmp_path / name, *flags))["loss"]
     assert losses["probe"] == pytest.approx(losses["linear"], rel=1e-6)
+    assert losses["auto"] == losses["probe"]  # the head is new, of one layer, and there are few samples
     assert losses["random"] != pytest.approx(losses["linear"], rel=1e-3)
+
+
+def test_head_of_a_checkpoint_or_of_many_samples_starts_as_it_is(
+    bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` neither overwrites a head that was trained before, nor fits a probe to a large training set."""
+
+    def loss(name: str, model: Path, *flags: str) -> float:
+        still = ["--max_steps", "-1", "--num_train_epochs", "0"]
+        return float(_measured(_text(model, reviews, tmp_path / name, *still, *flags))["loss"])
+
+    random = loss("random", bert, "--head_start", "random")
+    assert loss("few", bert) != random
+    monkeypatch.setattr("coeff_tuning.recipes.train._LARGEST_PROBE", 19)
+    assert loss("many", bert) == random
+    monkeypatch.undo()
+    run = parse_run(_text(bert, reviews, tmp_path / "full", "--method", "full", "--head_start", "random"))
+    train(run)
+    own = loss("own", tmp_path / "full")
+    assert own == loss("own-random", tmp_path / "full", "--head_start", "random")
+    assert own != loss("own-probe", tmp_path / "full", "--head_start", "probe")
 
 
 def test_layers_and_start_of_coefficients(bert: Path, reviews: Path, tmp_path: Path) -> None:

@@ -112,11 +112,11 @@ class MethodArguments:
         metadata={"help": "What is trained, besides the head, which always is.", "choices": list(METHODS)},
     )
     head_start: str = field(
-        default="random",
+        default="auto",
         metadata={
-            "help": "Where the head starts: 'random' (the checkpoint's, where it has one) or 'probe', the converged "
-            "linear probe; with few steps that is far better.",
-            "choices": ["random", "probe"],
+            "help": "Where the head starts: 'probe', the converged linear probe; 'random' (the checkpoint's, where it "
+            "has one); or 'auto': probe for a new head of one layer and at most 5,000 training samples, else random.",
+            "choices": ["auto", "probe", "random"],
         },
     )
     coeff_learning_rate: float = field(

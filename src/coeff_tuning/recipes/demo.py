@@ -21,6 +21,7 @@ DEMO: dict[str, Any] = {
     "train_samples_per_class": 16,
     "num_train_epochs": 24,
     "per_device_train_batch_size": 16,
+    "head_start": "random",
     "learning_rate": "1e-2",
     "lora_learning_rate": "1e-3",
     "coeff_learning_rate": "5e-2",

@@ -11,6 +11,7 @@ from coeff_tuning.errors import DataError, RunError
 from coeff_tuning.recipes.arguments import ModelArguments
 from coeff_tuning.recipes.assets import resolve_model
 
+_NEW = ("missing_keys", "mismatched_keys")  # what a checkpoint does not hold, in transformers' loading info
 PEFT_TASK_TYPES = {"text-classification": "SEQ_CLS", "image-classification": None, "causal-lm": "CAUSAL_LM"}
 
 
@@ -23,11 +24,13 @@ class LoadedModel:
         head: names of the modules that the checkpoint does not hold (new), or that hold the last layer; empty for
             causal-lm.
         processor: tokenizer or image processor.
+        is_head_new: whether the checkpoint does not hold the head.
     """
 
     model: Any
     head: list[str]
     processor: Any
+    is_head_new: bool = False
 
     @property
     def head_parameters(self) -> int:
@@ -61,7 +64,8 @@ def load_model(task: str, arguments: ModelArguments, labels: list[str], folder: 
         raise RunError(f"model {arguments.model_name_or_path!r} cannot be loaded for {task}: {reason}") from error
     if task == "text-classification":
         _set_padding(model, processor)
-    return LoadedModel(model, find_head(model, info) if labels else [], processor)
+    is_new = any(info.get(key) for key in _NEW)
+    return LoadedModel(model, find_head(model, info) if labels else [], processor, bool(labels) and is_new)
 
 
 def model_class(task: str, arguments: ModelArguments) -> Any:
@@ -100,14 +104,19 @@ def find_head(model: Any, loading_info: dict[str, Any]) -> list[str]:
         linear layer with one output per class.
 
     Raises:
-        RunError: there is no such layer.
+        RunError: there is no such layer, or the checkpoint is of another architecture.
     """
     from torch import nn
 
     prefix = getattr(model, "base_model_prefix", "") + "."
-    keys = set(loading_info.get("missing_keys", ())) | {
-        k[0] if isinstance(k, tuple) else k for k in loading_info.get("mismatched_keys", ())
-    }
+    found = [key for name in _NEW for key in loading_info.get(name, ())]
+    keys = {key[0] if isinstance(key, tuple) else key for key in found}
+    body = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+    if 2 * len(keys & body) > len(body):
+        raise RunError(
+            f"the checkpoint holds {len(body - keys)} of the {len(body)} tensors below {prefix[:-1]!r} of "
+            f"{type(model).__name__}; the others would be random. Name a checkpoint of this architecture"
+        )
     modules = {key.rpartition(".")[0] for key in keys}
     names = {name if name.startswith(prefix) else name.partition(".")[0] for name in modules}
     if names:
@@ -121,6 +130,7 @@ def find_head(model: Any, loading_info: dict[str, Any]) -> list[str]:
 
 def _load(task: str, source: str, arguments: ModelArguments, labels: list[str]) -> tuple[Any, dict[str, Any]]:
     import torch
+    import transformers
 
     cls = model_class(task, arguments)
     if task == "causal-lm":
@@ -134,7 +144,10 @@ def _load(task: str, source: str, arguments: ModelArguments, labels: list[str]) 
         names.update(output_loading_info=True, ignore_mismatched_sizes=True)
         model, info = cls.from_pretrained(source, dtype=torch.float32, **names)
         return model, info
-    return cls.from_pretrained(source, dtype=torch.float32, **names), {"missing_keys": {"classifier.weight"}}
+    from coeff_tuning.recipes.pooling import is_saved
+
+    info = {} if is_saved(transformers.AutoConfig.from_pretrained(source)) else {"missing_keys": {"classifier.weight"}}
+    return cls.from_pretrained(source, dtype=torch.float32, **names), info
 
 
 def _load_processor(task: str, source: str, arguments: ModelArguments) -> Any:

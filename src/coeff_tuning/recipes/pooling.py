@@ -52,7 +52,7 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):  # type: ignore[mis
         dtype = kwargs.pop("dtype", None)
         if config is None:
             config = AutoConfig.from_pretrained(name_or_path, **kwargs)
-        if (config.architectures or [None])[0] == cls.__name__:
+        if is_saved(config):
             return super().from_pretrained(name_or_path, config=config, dtype=dtype)  # type: ignore[no-any-return]
         model = cls(config)
         model.encoder = AutoModel.from_pretrained(name_or_path, config=config, dtype=dtype)
@@ -105,8 +105,20 @@ class MeanPoolingForSequenceClassification(PreTrainedModel):  # type: ignore[mis
             torch.nn.init.zeros_(self.classifier.bias)
 
 
+def is_saved(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint was saved by `MeanPoolingForSequenceClassification`, with its head.
+
+    Args:
+        config: that of the checkpoint.
+
+    Returns:
+        False for a plain encoder.
+    """
+    return MeanPoolingForSequenceClassification.__name__ in (config.architectures or ())
+
+
 def is_mean_pooled(name_or_path: str) -> bool:
-    """Whether a sentence encoder's own pooling file asks for the mean over tokens.
+    """Whether a checkpoint is of the class above, or a sentence encoder whose pooling file asks for the mean.
 
     Args:
         name_or_path: hub id or local folder.
@@ -114,6 +126,8 @@ def is_mean_pooled(name_or_path: str) -> bool:
     Returns:
         False where there is no such file.
     """
+    if is_saved(AutoConfig.from_pretrained(name_or_path)):
+        return True
     path = cached_file(
         name_or_path,
         "config.json",

@@ -91,14 +91,25 @@ def extract_features(
     return np.concatenate(features), np.concatenate(labels)
 
 
-def _last_layer(loaded: LoadedModel) -> str:
-    """Name of the only linear layer of the head."""
-    linear: list[str] = [
+def linear_layers(loaded: LoadedModel) -> list[str]:
+    """The linear layers of a head.
+
+    Args:
+        loaded: the model; a probe needs exactly one.
+
+    Returns:
+        Their names.
+    """
+    return [
         name
         for head in loaded.head
         for name, module in loaded.model.named_modules()
         if (name == head or name.startswith(f"{head}.")) and isinstance(module, nn.Linear)
     ]
+
+
+def _last_layer(loaded: LoadedModel) -> str:
+    linear = linear_layers(loaded)
     if len(linear) != 1:
         raise RunError(
             f"a linear probe needs a head with one linear layer; {type(loaded.model).__name__} has the new layers "
@@ -133,7 +144,9 @@ def _search(features: np.ndarray, labels: np.ndarray, intercept: bool, seed: int
                 error_score="raise",
             ).fit(features, labels)
         except require("sklearn.exceptions").ConvergenceWarning as warning:
-            raise RunError(f"the linear probe did not converge: {warning}") from None
+            raise RunError(
+                f"the linear probe did not converge: {warning}. --head_start random trains a head without it"
+            ) from None
     results = search.cv_results_
     scaled = search.best_params_["scale"]
     scores = [

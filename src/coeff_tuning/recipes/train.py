@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from coeff_tuning.recipes import distributed, environment, plots, run_folder
+from coeff_tuning.recipes import distributed, environment, plots, probe, run_folder
 from coeff_tuning.recipes.configuration import Run
 from coeff_tuning.recipes.extras import require
 from coeff_tuning.recipes.methods import apply_method, save_trained
 from coeff_tuning.recipes.tasks import Prepared, prepare
+
+_LARGEST_PROBE = 5000  # samples that `--head_start auto` fits a probe to; it is fitted 70 times to choose its strength
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def fit(
     """
     head_parameters = prepared.loaded.head_parameters
     started = time.perf_counter()
-    if run.method.head_start == "probe" and run.method.method != "linear":
+    if run.method.method != "linear" and _starts_as_probe(run, prepared):
         _fit_probe(run, prepared)
     model = apply_method(run.task, prepared.loaded, run.method)
     trainer = _make_trainer(run, prepared, model)
@@ -124,14 +126,20 @@ def _fit(run: Run, prepared: Prepared, trainer: Any, checkpoint: str | None) -> 
     return trainer.state.log_history  # type: ignore[no-any-return]
 
 
+def _starts_as_probe(run: Run, prepared: Prepared) -> bool:
+    """Whether the head starts as the converged probe; `auto` takes it where it is surely possible and cheap."""
+    if run.method.head_start != "auto":
+        return run.method.head_start == "probe"
+    loaded = prepared.loaded
+    return loaded.is_head_new and len(probe.linear_layers(loaded)) == 1 and len(prepared.train) <= _LARGEST_PROBE
+
+
 def _fit_probe(run: Run, prepared: Prepared) -> list[dict[str, float]]:
     """Fit the head in the first process, for all."""
-    from coeff_tuning.recipes.probe import fit_probe
-
     history: list[dict[str, float]] = []
     loaded, size, seed = prepared.loaded, run.training.per_device_eval_batch_size, run.training.seed
     if run.training.process_index == 0:
-        history = fit_probe(loaded, prepared.train, prepared.collator, size, seed)
+        history = probe.fit_probe(loaded, prepared.train, prepared.collator, size, seed)
     distributed.send_from_first(run.training, [loaded.model.get_submodule(name) for name in loaded.head])
     return history
 

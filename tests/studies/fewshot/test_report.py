@@ -4,10 +4,12 @@ from coeff_tuning.studies.fewshot import report
 from coeff_tuning.studies.rows import Row
 
 
-def made(setting: str, score: str, scores: dict[str, list[float]]) -> list[Row]:
+def made(setting: str, score: str, scores: dict[str, list[float]], epochs: int = 6) -> list[Row]:
     numbers = {"coeff": 400, "lora": 8000}
+    flags = {"num_train_epochs": epochs}
     return [
         {"setting": setting, "method": m, "seed": seed, score: value, "extra_parameters": numbers.get(m, 0)}
+        | {"flags": flags}
         for m, found in scores.items()
         for seed, value in enumerate(found)
     ]
@@ -35,10 +37,18 @@ def test_answers_by_hand() -> None:
     assert cells["words"]["coeff - start"] == "+1.50 ± 0.71 (2/2)"  # less perplexity is a gain
     assert cells["words"]["share"] == "50 %"
     assert cells["photos"]["coeff - start"] == "+5.00 (1/1)"
-    means = cells["mean of accuracies"]
+    means = cells["mean, 6 epochs"]
     assert (means["coeff - start"], means["lora - start"]) == ("+3.00 (of 2)", "+5.00 (of 2)")
     assert means["share"] == "60 %"
     assert means["coeff+lora - lora"] == "+0.00 (of 1)"
+
+
+def test_means_are_of_runs_of_equal_length() -> None:
+    scores = {"linear": [0.4], "coeff": [0.44], "lora": [0.45]}
+    longer = [row for name in ("pictures-long", "photos-long") for row in made(name, "accuracy", scores, epochs=20)]
+    cells = {line[0]: line for line in report.answers([*PICTURES, *PHOTOS, *longer])[1]}
+    assert cells["mean, 6 epochs"][1] == "+3.00 (of 2)"
+    assert cells["mean, 20 epochs"][1:4] == ["+4.00 (of 2)", "+5.00 (of 2)", "80 %"]
 
 
 def test_gains_are_of_seeds_that_both_have() -> None:

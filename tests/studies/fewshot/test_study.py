@@ -164,8 +164,9 @@ def test_killed_anywhere_it_goes_on(where: str, last: int, tmp_path: Path) -> No
 def test_same_budget_for_every_method() -> None:
     for name, method in methods.MAIN.items():
         assert len(method.candidates) == (1 if name in ("linear", "frozen") else 2), name
+        assert len(method.tried("long")) == (1 if name in ("linear", "frozen") else 4), name
         keys = {f"{part.replace('dora', 'lora')}_learning_rate" for part in name.split("+")}
-        assert all(set(candidate) == keys for candidate in method.candidates if candidate), name
+        assert all(set(candidate) == keys for candidate in [*method.candidates, *method.many] if candidate), name
     assert all(len(method.candidates) == 1 for method in methods.ABLATION.values())
     assert methods.parse("main") == list(methods.MAIN)
     assert methods.served("causal-lm", ["linear", "frozen", "coeff"]) == ["frozen", "coeff"]
@@ -192,12 +193,14 @@ def test_every_setting_and_variant_is_a_run_of_train(tmp_path: Path) -> None:
 
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "no-task.yaml").write_text("dataset: digits\n")
+    (tmp_path / "endless.yaml").write_text("task: image-classification\ndataset: digits\nsearch: endless\n")
     for flags, message in (
         (["--settings", "cats"], "--settings must be config files (.yaml) or some of digits, emoji, clothing"),
         (["--settings", "emoji"], "setting 'emoji' needs a folder of images by class: --data emoji=FOLDER"),
         (["--data", "emoji"], "--data must be NAME=FOLDER, for example emoji=data/emoji; got 'emoji'"),
         (["--data", f"emoji={tmp_path}/none"], f"there is no folder {tmp_path}/none"),
         (["--settings", str(tmp_path / "no-task.yaml")], "no-task.yaml must name its task"),
+        (["--settings", str(tmp_path / "endless.yaml")], "search must be one of short, long; got 'endless'"),
         (["--methods", "coeff,magic"], "--methods must be 'main', 'ablation', 'combination' or some of linear, frozen"),
         (["--seeds", "a"], "--seeds must be whole numbers separated by commas, like 0,1,2; got 'a'"),
         (["--report"], "there are no rows yet"),
@@ -205,6 +208,16 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert cli.main(argv(tmp_path / "out", *flags)) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_long_settings_are_the_short_ones_for_longer() -> None:
+    for name in ("digits", "emoji", "clothing", "bbc-news"):
+        short, long = dict(KNOWN[name]), dict(KNOWN[f"{name}-long"])
+        assert long.pop("search") == "long"
+        changed = {key for key in short.keys() | long.keys() if short.get(key) != long.get(key)}
+        assert changed <= {"num_train_epochs", "per_device_train_batch_size"}
+    assert make("bbc-news-long", {}).search == "long"
+    assert "search" not in make("bbc-news-long", {}).flags  # no flag of train
 
 
 def test_halves_of_a_model(dinov2: Path) -> None:

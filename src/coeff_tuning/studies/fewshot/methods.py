@@ -1,9 +1,10 @@
 """What is compared: each method is a set of flags of `coeff-tuning train`, and the candidates that its search tries.
 
-Every method has as many candidates as every other: two learning rates, a low and a high one. A combination takes both
-of its parts low, or both high. The probe chooses its regularisation by cross-validation instead, and variants of the
-coefficients, which are compared with one another only, share one learning rate and have no search. Whether LoRA beside
-coefficients was only short of the right rates is asked apart: of six candidates each, and of variants without search.
+Every method has as many candidates as every other. In a short search these are two learning rates, a low and a high
+one, and a combination takes both of its parts low, or both high; in a long one they are four, and a combination takes two
+rates of each part. The probe chooses its regularisation by cross-validation instead, and variants of the coefficients,
+which are compared with one another only, share one learning rate and have no search. Whether LoRA beside coefficients was
+only short of the right rates is asked apart: of six candidates each, and of variants without search.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ from coeff_tuning.errors import RunError
 
 LOW = {"coeff": {"coeff_learning_rate": 1e-2}, "lora": {"lora_learning_rate": 1e-3}}
 HIGH = {"coeff": {"coeff_learning_rate": 5e-2}, "lora": {"lora_learning_rate": 3e-3}}
+SEARCHES = ("short", "long")
+LONG = {
+    "coeff": [{"coeff_learning_rate": rate} for rate in (3e-3, 1e-2, 3e-2, 5e-2)],
+    "lora": [{"lora_learning_rate": rate} for rate in (3e-4, 1e-3, 2e-3, 3e-3)],
+    "coeff+lora": [
+        {"coeff_learning_rate": coeff, "lora_learning_rate": lora} for coeff in (1e-3, 1e-2) for lora in (1e-3, 3e-3)
+    ],
+}
 PROBE, FROZEN = "linear", "frozen"
 
 
@@ -25,16 +34,29 @@ class Method:
     Attributes:
         flags: of `coeff-tuning train`.
         candidates: further flags, one set for each run of the search; a single one is taken as it is.
+        many: the candidates of a long search; empty: the same.
     """
 
     flags: dict[str, Any]
     candidates: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+    many: list[dict[str, Any]] = field(default_factory=list)
+
+    def tried(self, search: str) -> list[dict[str, Any]]:
+        """What a search tries.
+
+        Args:
+            search: one of `SEARCHES`.
+
+        Returns:
+            Candidates.
+        """
+        return self.many if self.many and search == "long" else self.candidates
 
 
 def _trained(method: str) -> Method:
     parts = [part.replace("dora", "lora") for part in method.split("+")]
     low, high = ({key: value for part in parts for key, value in of[part].items()} for of in (LOW, HIGH))
-    return Method({"method": method}, [low, high])
+    return Method({"method": method}, [low, high], LONG["+".join(parts)])
 
 
 MAIN: dict[str, Method] = {

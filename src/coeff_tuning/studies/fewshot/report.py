@@ -106,7 +106,9 @@ def summary(rows: list[Row], methods: list[str]) -> tuple[list[str], tables.Cell
 
 
 def answers(rows: list[Row]) -> tuple[list[str], tables.Cells]:
-    """A line for each setting: gains over the start, and of a combination over its base; then means over settings.
+    """A line for each setting: gains over the start, and of a combination over its base.
+
+    Then means over classifiers that were trained for the same number of epochs.
 
     Args:
         rows: final rows.
@@ -115,21 +117,16 @@ def answers(rows: list[Row]) -> tuple[list[str], tables.Cells]:
         Header and cells.
     """
     lines = []
-    found: list[list[list[float]]] = []
+    found: dict[int, list[list[list[float]]]] = {}
     for name in settings_of(rows):
         start = PROBE if _is_accuracy(rows, name) else FROZEN
         pairs = [("coeff", start), ("lora", start), ("coeff+lora", "lora"), ("dora", start), ("coeff+dora", "dora")]
         own = [gains(rows, name, *pair) for pair in pairs]
         if _is_accuracy(rows, name):
-            found.append(own)
+            found.setdefault(_epochs(rows, name), []).append(own)
         coeff, lora, *rest = map(_difference, own)
         lines.append([name, coeff, lora, _share(own[:1], own[1:2]), _numbers(rows, name), *rest])
-    if len(found) > 1:
-        columns = [[mean(gain) for gain in column if gain] for column in zip(*found, strict=True)]
-        both = [entry for entry in found if entry[0] and entry[1]]
-        share = _share([entry[0] for entry in both], [entry[1] for entry in both])
-        coeff, lora, *rest = (f"{mean(column):+.2f} (of {len(column)})" if column else "" for column in columns)
-        lines.append(["mean of accuracies", coeff, lora, share, "", *rest])
+    lines += [_mean(epochs, own) for epochs, own in found.items() if len(own) > 1]
     header = ["setting", "coeff - start", "lora - start", "share", "numbers"]
     return [*header, "coeff+lora - lora", "dora - start", "coeff+dora - dora"], lines
 
@@ -214,6 +211,19 @@ def page(rows: list[Row], search: list[Row]) -> str:
     dates = sorted(row["date"][:10] for row in rows)
     where = f"{first['cpu']}, {first['threads']} thread(s), torch {first['versions']['torch']}, {dates[-1]}."
     return "\n\n".join([*parts, where]) + "\n"
+
+
+def _mean(epochs: int, found: list[list[list[float]]]) -> list[str]:
+    """The line of `answers` for all classifiers that were trained for so many epochs."""
+    columns = [[mean(gain) for gain in column if gain] for column in zip(*found, strict=True)]
+    both = [entry for entry in found if entry[0] and entry[1]]
+    share = _share([entry[0] for entry in both], [entry[1] for entry in both])
+    coeff, lora, *rest = (f"{mean(column):+.2f} (of {len(column)})" if column else "" for column in columns)
+    return [f"mean, {epochs} epochs", coeff, lora, share, "", *rest]
+
+
+def _epochs(rows: list[Row], setting: str) -> int:
+    return int(next(row["flags"]["num_train_epochs"] for row in rows if row["setting"] == setting))
 
 
 def _is_accuracy(rows: list[Row], setting: str) -> bool:

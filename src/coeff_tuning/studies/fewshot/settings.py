@@ -10,6 +10,7 @@ from typing import Any
 from coeff_tuning.errors import RunError
 from coeff_tuning.recipes.assets import DATASETS, MODELS
 from coeff_tuning.recipes.configuration import read_config
+from coeff_tuning.studies.fewshot.methods import SEARCHES
 
 _CAUSAL_LM_SEEDS = 3
 # Small enough for one core of a processor: a run takes about half a minute. Every head starts as the converged probe.
@@ -31,7 +32,7 @@ _DIGITS = {
     "max_eval_samples": 500,
     "per_device_train_batch_size": 8,
 }
-KNOWN: dict[str, dict[str, Any]] = {
+_SHORT: dict[str, dict[str, Any]] = {
     "digits": {**_DIGITS, "train_samples_per_class": 16},
     "emoji": {**_IMAGES, "dataset": "emoji"},
     "clothing": {**_IMAGES, "dataset": "clothing"},
@@ -47,6 +48,12 @@ KNOWN: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "head_start": "probe",
     },
+}
+# The same with more than three times as many epochs, and twice as many candidates in the search.
+_LONG = {"num_train_epochs": 20, "per_device_train_batch_size": 8, "search": "long"}
+KNOWN: dict[str, dict[str, Any]] = {
+    **_SHORT,
+    **{f"{name}-long": {**flags, **_LONG} for name, flags in _SHORT.items()},
     "language-model": {
         "task": "causal-lm",
         "model_name_or_path": "smollm2-135m",
@@ -72,6 +79,7 @@ class Setting:
         task: one of `recipes.arguments.TASKS`.
         flags: of `coeff-tuning train`, as rows hold them: data that the user gave have their name only.
         folder: where these data are; None for data with a name of their own.
+        search: `short` or `long`: how many candidates a method tries.
         weights: name of the model, and package and version of its weights where they are an asset.
         data: the same of the data; number and checksum of the files of a folder.
     """
@@ -82,6 +90,7 @@ class Setting:
     folder: str | None
     weights: dict[str, Any]
     data: dict[str, Any]
+    search: str = "short"
 
     def seeds(self, seeds: list[int]) -> list[int]:
         """Seeds that are run: of a language model, whose runs are longest, the first few.
@@ -112,18 +121,19 @@ def make(name: str, folders: dict[str, str]) -> Setting:
     if not is_file and name not in KNOWN:
         raise RunError(f"--settings must be config files (.yaml) or some of {', '.join(KNOWN)}; got {name!r}")
     flags = read_config(name) if is_file else dict(KNOWN[name])
-    task = flags.pop("task", None)
+    task, search = flags.pop("task", None), flags.pop("search", "short")
     if task is None:
         raise RunError(f"config file {name} must name its task, for example 'task: text-classification'")
+    if search not in SEARCHES:
+        raise RunError(f"config file {name}: search must be one of {', '.join(SEARCHES)}; got {search!r}")
     dataset = flags.get("dataset")
     folder = folders.get(str(dataset))
     if not is_file and folder is None and dataset not in (*DATASETS, "digits"):
         raise RunError(f"setting {name!r} needs a folder of images by class: --data {dataset}=FOLDER")
     stem = Path(name).stem if is_file else name
-    about = _describe(str(dataset), DATASETS)
-    return Setting(
-        stem, task, flags, folder, _describe(flags.get("model_name_or_path"), MODELS), {**about, **_files(folder)}
-    )
+    weights = _describe(flags.get("model_name_or_path"), MODELS)
+    data = {**_describe(str(dataset), DATASETS), **_files(folder)}
+    return Setting(stem, task, flags, folder, weights, data, search)
 
 
 def parse_folders(entries: list[str]) -> dict[str, str]:

@@ -59,7 +59,7 @@ def run_all(folder: Path, settings: list[Setting], methods: list[str], seeds: li
 
 
 def _final(grid: Grid, setting: Setting, job: dict[str, Any]) -> None:
-    candidates = METHODS[job["method"]].candidates
+    candidates = METHODS[job["method"]].tried(setting.search)
     chosen: rows.Row = {"settings": candidates[0], "validation": None}
     if len(candidates) > 1:
         search = {**job, "seed": SEARCH_SEED}
