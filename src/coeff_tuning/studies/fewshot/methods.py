@@ -1,10 +1,11 @@
 """What is compared: each method is a set of flags of `coeff-tuning train`, and the candidates that its search tries.
 
 Every method has as many candidates as every other. In a short search these are two learning rates, a low and a high
-one, and a combination takes both of its parts low, or both high; in a long one they are four, and a combination takes two
-rates of each part. The probe chooses its regularisation by cross-validation instead, and variants of the coefficients,
-which are compared with one another only, share one learning rate and have no search. Whether LoRA beside coefficients was
-only short of the right rates is asked apart: of six candidates each, and of variants without search.
+one, and a combination takes both of its parts low, or both high; in a long one they are four, and a combination takes
+two rates of each part. The probe chooses its regularisation by cross-validation instead, and variants of the
+coefficients, which are compared with one another only, share one learning rate and have no search. Whether LoRA
+beside coefficients was only short of the right rates is asked apart: of six candidates each, and of variants without
+search.
 """
 
 from __future__ import annotations
