@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         "sweep": (_sweep, "the rows of compare at once, on Ray"),
         "bench": (_bench, "speed and memory of the op and of whole models"),
         "study": (_study, "the paper's evidence, one command each"),
+        "vl": (_vl, "image and text on BART: VQA, GQA, NLVR2 and captions at once"),
         "demo": (_demo, "coefficients against the linear probe on handwritten digits"),
     }
     for name, (_, summary) in handlers.items():
@@ -149,6 +150,12 @@ def _study(argv: list[str]) -> None:
     from coeff_tuning.studies.command import main as study
 
     study(argv)
+
+
+def _vl(argv: list[str]) -> None:
+    from coeff_tuning.recipes.vision_language.command import main as vl
+
+    vl(argv)
 
 
 def _demo(argv: list[str]) -> None:

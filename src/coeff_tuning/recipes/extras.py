@@ -19,6 +19,8 @@ _EXTRA_OF = {
     "threadpoolctl": "train",
     "ray": "sweep",
     "timm": "timm",
+    "h5py": "vl",
+    "pycocoevalcap": "vl",
     "onnx": "offline",
     "gguf": "offline",
     "sentencepiece": "offline",
