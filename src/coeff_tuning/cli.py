@@ -27,7 +27,7 @@ _EXAMPLES = {
 }
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults in the help, and examples printed line by line."""
 
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         "sweep": (_sweep, "the rows of compare at once, on Ray"),
         "bench": (_bench, "speed and memory of the op and of whole models"),
         "study": (_study, "the paper's evidence, one command each"),
-        "vl": (_vl, "image and text on BART: VQA, GQA, NLVR2 and captions at once"),
+        "vl": (_vl, "images and text: one language model for VQA, GQA, NLVR2 and captions"),
         "demo": (_demo, "coefficients against the linear probe on handwritten digits"),
     }
     for name, (_, summary) in handlers.items():
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     command, rest = parser.parse_args(argv[:1]).command, argv[1:]
     try:
-        if command != "train":
+        if command not in ("train", "vl"):
             require_one_process(command)
         handlers[command][0](rest)
     except CoeffTuningError as error:
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        f"coeff-tuning {command}", description=description, epilog=_EXAMPLES[command], formatter_class=_Formatter
+        f"coeff-tuning {command}", description=description, epilog=_EXAMPLES[command], formatter_class=Formatter
     )
 
 
@@ -85,7 +85,7 @@ def _train(argv: list[str]) -> None:
         usage="coeff-tuning train TASK [--flag value ...]",
         description="Fine-tune a model. All flags of transformers.TrainingArguments are taken.",
         epilog=_EXAMPLES["train"],
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
     )
     run = parse_run(argv, parser)
     from coeff_tuning.recipes.report import print_run

@@ -102,7 +102,7 @@ def parse_run(argv: list[str], parser: HfArgumentParser | None = None) -> Run:
         final.output_dir = f"runs/{task}-{final.method}"
     given = {k: v for k, v in vars(final).items() if k not in ("config", "task")}
     model, data, method, training = (_build(group, given) for group in _GROUPS)
-    resolved = {"task": task, **_changed(given), "method": final.method, "seed": final.seed}
+    resolved = {"task": task, **changed(given, build_parser()), "method": final.method, "seed": final.seed}
     if training.world_size > 1:  # another number would mean another batch, and another run
         resolved["processes"] = training.world_size
     run = Run(task, model, data, method, training, resolved)
@@ -169,12 +169,18 @@ def _build(group: type, values: dict[str, Any]) -> Any:
         raise RunError(f"these flags do not go together: {error}") from None
 
 
-def _changed(values: dict[str, Any]) -> dict[str, Any]:
-    """Values that differ from their default, as plain YAML types."""
-    parser = build_parser()
-    changed = {k: v for k, v in values.items() if v != parser.get_default(k)}
-    plain = {k: v.value if isinstance(v, Enum) else v for k, v in changed.items()}
-    return {k: v for k, v in plain.items() if k not in _NOT_SETTINGS}
+def changed(values: dict[str, Any], parser: HfArgumentParser) -> dict[str, Any]:
+    """What makes a run: values that differ from their default, as plain YAML types.
+
+    Args:
+        values: all flags.
+        parser: with the defaults.
+
+    Returns:
+        Some of them, without those that do not change the result.
+    """
+    found = {k: v for k, v in values.items() if k not in _NOT_SETTINGS and v != parser.get_default(k)}
+    return {k: v.value if isinstance(v, Enum) else v for k, v in found.items()}
 
 
 def _check(run: Run) -> None:

@@ -12,7 +12,12 @@ from coeff_tuning.recipes.arguments import ModelArguments
 from coeff_tuning.recipes.assets import resolve_model
 
 _NEW = ("missing_keys", "mismatched_keys")  # what a checkpoint does not hold, in transformers' loading info
-PEFT_TASK_TYPES = {"text-classification": "SEQ_CLS", "image-classification": None, "causal-lm": "CAUSAL_LM"}
+PEFT_TASK_TYPES = {
+    "text-classification": "SEQ_CLS",
+    "image-classification": None,
+    "causal-lm": "CAUSAL_LM",
+    "image-text": None,
+}
 
 
 @dataclass
@@ -63,7 +68,7 @@ def load_model(task: str, arguments: ModelArguments, labels: list[str], folder: 
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(f"model {arguments.model_name_or_path!r} cannot be loaded for {task}: {reason}") from error
     if task == "text-classification":
-        _set_padding(model, processor)
+        set_padding(model, processor)
     is_new = any(info.get(key) for key in _NEW)
     return LoadedModel(model, find_head(model, info) if labels else [], processor, bool(labels) and is_new)
 
@@ -165,7 +170,16 @@ def _load_processor(task: str, source: str, arguments: ModelArguments) -> Any:
     return processor
 
 
-def _set_padding(model: Any, tokenizer: Any) -> None:
+def set_padding(model: Any, tokenizer: Any) -> None:
+    """Make sure that texts can be batched.
+
+    Args:
+        model: its configuration gets the token where it has none.
+        tokenizer: without a padding token of its own it takes its end token.
+
+    Raises:
+        DataError: it has neither.
+    """
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise DataError("the tokenizer has neither a padding token nor an end token; texts cannot be batched")

@@ -1,3 +1,1 @@
-"""Image and text on BART: one model for VQA, GQA, NLVR2 and captions, with coefficients on all its attentions."""
-
-from __future__ import annotations
+"""Images and text: one language model for VQA, GQA, NLVR2 and captions, with image features before its text."""

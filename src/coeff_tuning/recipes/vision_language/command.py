@@ -1,86 +1,134 @@
-"""`coeff-tuning vl`: train on all four tasks, measure each, save."""
+"""`coeff-tuning vl`: train one model on all tasks, measure each, save."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 
-from coeff_tuning.errors import DataError, RunError
-from coeff_tuning.recipes import run_folder
+from coeff_tuning.errors import RunError
+from coeff_tuning.recipes import environment, run_folder
 from coeff_tuning.recipes.arguments import MethodArguments, RecipeArguments
-from coeff_tuning.recipes.trainer import CoeffTrainer
+from coeff_tuning.recipes.configuration import changed
+from coeff_tuning.recipes.extras import require
+from coeff_tuning.recipes.methods import save_trained
 from coeff_tuning.recipes.vision_language import readers
-from coeff_tuning.recipes.vision_language.data import Collator, RoundRobin
-from coeff_tuning.recipes.vision_language.model import PROJECTION, VisionBart
-from coeff_tuning.recipes.vision_language.scoring import score
+from coeff_tuning.recipes.vision_language.scoring import evaluate
+from coeff_tuning.recipes.vision_language.training import Prepared, make_trainer, prepare
 
-METHODS = ("coeff", "lora", "dora", "coeff+lora", "coeff+dora")
+_EXAMPLE = """example (a folder with vqa/, gqa/, nlvr/ and caption/, described in docs/vision-language.md):
+  coeff-tuning vl --data data/vl --model_name_or_path facebook/bart-base --method coeff+lora \\
+      --lora_r 128 --lora_alpha 32 --lora_dropout 0.1 --num_train_epochs 20 --output_dir runs/vl"""
 
 
 @dataclass
 class VLArguments:
-    """Model and data.
+    """Model, data and texts.
 
     Attributes:
         data: folder of all tasks.
-        model_name_or_path: a BART.
-        visual_width: features of one grid cell.
+        tasks: tasks that are trained and measured.
+        eval_split: what the scores are measured on.
+        max_eval_samples: items of each task that are measured.
+        model_name_or_path: the language model.
+        projection: run whose projection is taken over.
         text_length: longest text.
         num_beams: beams of generation.
     """
 
-    data: str = field(metadata={"help": "Folder with vqa, gqa, nlvr and caption."})
-    model_name_or_path: str = field(default="facebook/bart-base", metadata={"help": "A BART."})
-    visual_width: int = field(default=2048, metadata={"help": "Features of one grid cell."})
-    text_length: int = field(default=20, metadata={"help": "Longest text, in tokens."})
+    data: str = field(default="", metadata={"help": "Folder with a sub-folder for each task."})
+    tasks: list[str] = field(
+        default_factory=lambda: list(readers.TASKS), metadata={"help": f"Some of {', '.join(readers.TASKS)}."}
+    )
+    eval_split: str = field(
+        default="val", metadata={"help": "Split that is measured: its file is SPLIT.json, and captions name it."}
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Measure the first so many items of a task."})
+    model_name_or_path: str = field(
+        default="facebook/bart-base",
+        metadata={"help": "Encoder-decoder or decoder: hub id, local folder, or offline name (smollm2-135m)."},
+    )
+    projection: str | None = field(
+        default=None, metadata={"help": "Folder of a finished run of vl, whose projection is the start of this one's."}
+    )
+    text_length: int = field(default=20, metadata={"help": "Longest prompt, and longest answer, in tokens."})
     num_beams: int = field(default=5, metadata={"help": "Beams of generation."})
 
 
-class VLTrainer(CoeffTrainer):
-    """Tasks take turns, batch by batch."""
+@dataclass
+class VLRun:
+    """Everything that defines one run.
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        return RoundRobin(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed)
+    Attributes:
+        about: model and data.
+        method: the method.
+        training: `TrainingArguments`.
+        resolved: flags that differ from their default, as `config.yaml` holds them.
+    """
+
+    about: VLArguments
+    method: MethodArguments
+    training: RecipeArguments
+    resolved: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(str(self.training.output_dir))
 
 
-def add_method(model: Any, arguments: MethodArguments) -> Any:
-    """Freeze the model, then add what is trained beside the projection.
+def parse(argv: list[str]) -> VLRun:
+    """Read the flags of a run.
 
     Args:
-        model: a `VisionBart`.
-        arguments: the method.
+        argv: the command line after `vl`.
 
     Returns:
-        A `PeftModel`.
+        The run.
 
     Raises:
-        RunError: the method is not one of `METHODS`.
+        RunError: a value is impossible, or has no meaning here.
     """
-    import peft
+    from coeff_tuning.cli import Formatter
 
-    from coeff_tuning import CoeffConfig, add_coeff
+    groups = [VLArguments, MethodArguments, RecipeArguments]
+    text = "One language model for several image-text tasks. All flags of transformers.TrainingArguments are taken."
+    kwargs = {"description": text, "epilog": _EXAMPLE, "formatter_class": Formatter, "allow_abbrev": False}
+    parser = HfArgumentParser(groups, prog="coeff-tuning vl", usage="coeff-tuning vl --data FOLDER [...]", **kwargs)
+    given = vars(parser.parse_args(argv))
+    given["output_dir"] = given["output_dir"] or f"runs/vl-{given['method']}"
+    try:
+        about, method, training = parser.parse_dict(given, allow_extra_keys=True)
+    except (ValueError, TypeError, ImportError) as error:
+        raise RunError(f"these flags do not go together: {error}") from None
+    resolved = {**changed(given, parser), "method": method.method, "seed": training.seed}
+    if training.world_size > 1:
+        resolved["processes"] = training.world_size
+    run = VLRun(about, method, training, resolved)
+    _check(run)
+    return run
 
-    if arguments.method not in METHODS:
-        raise RunError(f"--method must be one of {', '.join(METHODS)}; got {arguments.method!r}")
-    base = arguments.method.removeprefix("coeff+")
-    dropout = arguments.coeff_dropout
-    if base == "coeff":
-        return peft.get_peft_model(model, CoeffConfig(coeff_dropout=dropout, modules_to_save=[PROJECTION]))
-    config = peft.LoraConfig(
-        r=arguments.lora_r,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        target_modules=arguments.lora_target_modules or ["q_proj", "v_proj"],
-        use_dora=base == "dora",
-        modules_to_save=[PROJECTION],
-    )
-    adapted = peft.get_peft_model(model, config)
-    return adapted if base == arguments.method else add_coeff(adapted, CoeffConfig(coeff_dropout=dropout))
+
+def _check(run: VLRun) -> None:
+    about, method = run.about, run.method
+    if not about.data:
+        raise RunError("--data is needed: a folder with vqa, gqa, nlvr and caption, or some of them and --tasks")
+    if unknown := [task for task in about.tasks if task not in readers.TASKS]:
+        raise RunError(f"--tasks must be some of {', '.join(readers.TASKS)}; got {unknown[0]!r}")
+    if method.method == "full":
+        raise RunError("--method full is not a method of vl; take linear, coeff, lora, dora, coeff+lora or coeff+dora")
+    if method.head_start == "probe":
+        raise RunError("--head_start probe is for classifiers; to start from a trained projection, use --projection")
+    for name in ("text_length", "num_beams", "max_eval_samples"):
+        value = getattr(about, name)
+        if value is not None and value < 1:
+            raise RunError(f"--{name} must be at least 1; got {value}")
+    if run.training.fsdp:
+        raise RunError("--fsdp is not for vl, which generates text with a whole model; leave it out")
 
 
 def main(argv: list[str]) -> None:
@@ -88,70 +136,78 @@ def main(argv: list[str]) -> None:
 
     Args:
         argv: the command line after `vl`.
-
-    Raises:
-        DataError: an item cannot be used.
     """
-    parser = HfArgumentParser(
-        [VLArguments, MethodArguments, RecipeArguments],
-        prog="coeff-tuning vl",
-        epilog="example: coeff-tuning vl --data data/vl --method coeff+lora --lora_r 128 --output_dir runs/vl",
-    )
-    about, method, training = parser.parse_args_into_dataclasses(argv)
-    training.output_dir = training.output_dir or f"runs/vl-{method.method}"
-    training.label_names = ["labels"]
-    folder = Path(training.output_dir)
-    settings = {**asdict(about), **asdict(method), "seed": training.seed, "learning_rate": training.learning_rate}
-    settings |= {"epochs": training.num_train_epochs, "batch": training.per_device_train_batch_size}
-    checkpoint = run_folder.start(
-        folder, settings, training.resume_from_checkpoint, overwrite=training.overwrite_output_dir
-    )
-    readers.require("pycocoevalcap.cider.cider")
-    splits = {s: [i for t in readers.TASKS for i in readers.read(Path(about.data), t, s)] for s in ("train", "val")}
-    for item in splits["train"] + splits["val"]:
-        for path in item.features:
-            readers.load_features(path, item.name, about.visual_width, only_check=True)
-    set_seed(training.seed)
-    config = AutoConfig.from_pretrained(about.model_name_or_path)
-    if config.model_type != "bart":
-        raise DataError(f"{about.model_name_or_path} is a {config.model_type}; this recipe needs a BART")
-    config.visual_width = about.visual_width
-    tokenizer = AutoTokenizer.from_pretrained(about.model_name_or_path)
-    model = add_method(VisionBart.from_pretrained(about.model_name_or_path, config=config), method)
-    collator = Collator(tokenizer, about.visual_width, about.text_length)
-    run_folder.claim(folder, settings, checkpoint)
-    rates = {"coeff_learning_rate": method.coeff_learning_rate, "lora_learning_rate": method.lora_learning_rate}
-    trainer = VLTrainer(model=model, args=training, train_dataset=splits["train"], data_collator=collator, **rates)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    scores = {t: evaluate(model, collator, [i for i in splits["val"] if i.task == t], about) for t in readers.TASKS}
-    metrics = {"method": method.method, **scores, "average": sum(scores.values()) / len(scores)}
-    with run_folder.replacing(folder) as staging:
-        model.save_pretrained(str(staging))
-        (staging / run_folder.CONFIG_FILE).write_text(readers.require("yaml").safe_dump(settings, sort_keys=False))
-        (staging / run_folder.METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
-    print(json.dumps(metrics, indent=2))
+    run = parse(argv)
+    metrics = train(run)
+    if run.training.process_index == 0:
+        scores = "  ".join(f"{name} {metrics[name]:.2f}" for name in (*run.about.tasks, "mean"))
+        print(f"{scores}\neverything is in {run.folder}")
+    run.training.distributed_state.destroy_process_group()
 
 
-@torch.no_grad()
-def evaluate(model: Any, collator: Collator, items: list[readers.Item], about: VLArguments, batch: int = 64) -> float:
-    """Generate for every item of one task, and score.
+def train(run: VLRun) -> dict[str, Any]:
+    """One run. Under torchrun or accelerate launch every process calls this; the first one measures and writes.
 
     Args:
-        model: the trained model.
-        collator: of its batches.
-        items: of one task.
-        about: beams and length.
-        batch: items at once.
+        run: what to do.
 
     Returns:
-        The score.
+        What `metrics.json` in the run folder holds, in the first process.
     """
-    model.eval()
-    base, texts = model.get_base_model(), []
-    for start in range(0, len(items), batch):
-        inputs = {k: v.to(base.device) for k, v in collator(items[start : start + batch]).items()}
-        embedded = base.join(inputs["features"], inputs["input_ids"])
+    require("accelerate")
+    arguments = run.training
+    if "caption" in run.about.tasks:
+        require("pycocoevalcap.cider.cider")
+    checkpoint = run_folder.start(
+        run.folder, run.resolved, arguments.resume_from_checkpoint, overwrite=arguments.overwrite_output_dir
+    )
+    set_seed(arguments.seed)
+    prepared = prepare(run.about, run.method)
+    if arguments.process_index == 0:
+        run_folder.claim(run.folder, run.resolved, checkpoint)
+    trainer = make_trainer(prepared, run.method, arguments)
+    started = time.perf_counter()
+    with run_folder.writing(run.folder):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - started
+    metrics: dict[str, Any] = {}
+    if arguments.process_index == 0:
+        metrics = {**_measure(run, prepared), "train_seconds": round(seconds, 2), "resumed": checkpoint is not None}
+        metrics |= {"processes": arguments.world_size, **environment.summary()}
+        _save(run, prepared, metrics)
+    trainer.accelerator.wait_for_everyone()
+    return metrics
+
+
+def _measure(run: VLRun, prepared: Prepared) -> dict[str, Any]:
+    about, model = run.about, prepared.model
+    scores = {}
+    for task in about.tasks:
+        items = [item for item in prepared.heldout if item.task == task][: about.max_eval_samples]
         sizes = {"num_beams": about.num_beams, "max_new_tokens": about.text_length}
-        ids = base.generate(inputs_embeds=embedded, attention_mask=inputs["attention_mask"], **sizes)
-        texts += collator.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return score(items[0].task, items, texts)
+        scores[task] = evaluate(model, prepared.collator, items, run.training.per_device_eval_batch_size, sizes)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "task": "image-text",
+        "method": run.method.method,
+        "model": about.model_name_or_path,
+        "data": about.data,
+        "seed": run.training.seed,
+        **scores,
+        "mean": sum(scores.values()) / len(scores),
+        "heldout_split": about.eval_split,
+        "heldout_samples": min(len(prepared.heldout), (about.max_eval_samples or len(prepared.heldout)) * len(scores)),
+        "train_samples": len(prepared.train),
+        "trainable_parameters": trained,
+        "visual_width": prepared.loaded.model.config.visual_width,
+        "projection_parameters": prepared.projection_parameters,
+        "extra_parameters": trained - prepared.projection_parameters,
+    }
+
+
+def _save(run: VLRun, prepared: Prepared, metrics: dict[str, Any]) -> None:
+    with run_folder.replacing(run.folder) as folder:
+        save_trained(prepared.model, prepared.loaded, run.method.method, folder)
+        settings = require("yaml").safe_dump(run.resolved, sort_keys=False)
+        (folder / run_folder.CONFIG_FILE).write_text(settings, encoding="utf-8")
+        (folder / run_folder.METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
+from coeff_tuning.recipes.vision_language.model import IGNORED
 from coeff_tuning.recipes.vision_language.readers import Item, load_features
 
-PROMPTS = {"vqa": "vqa: ", "gqa": "gqa: ", "nlvr": "nlvr: ", "caption": "caption: "}
+_GRID, _POOLED = 7, 6  # of the paper's features
 
 
 class RoundRobin(Sampler[int]):
@@ -54,34 +56,70 @@ class RoundRobin(Sampler[int]):
 
 
 class Collator:
-    """Items to tensors: 49 grid features pooled to 36, prompt and text, and the best answer as labels.
+    """Items to tensors: image features, the prompt with its text, and labels.
+
+    A grid of 49 cells is pooled to 36 by its maxima, as in the paper; others are taken as they are.
 
     Args:
-        tokenizer: of the model.
-        width: number of features.
-        length: longest text, in tokens.
+        tokenizer: of the model; it can pad.
+        length: longest text and longest answer, in tokens.
+        is_encoder_decoder: whether the answer stands alone, or after the prompt.
     """
 
-    def __init__(self, tokenizer: Any, width: int, length: int) -> None:
-        self.tokenizer, self.width, self.length = tokenizer, width, length
+    def __init__(self, tokenizer: Any, length: int, *, is_encoder_decoder: bool) -> None:
+        self.tokenizer, self.length, self.is_encoder_decoder = tokenizer, length, is_encoder_decoder
 
     def __call__(self, items: list[Item]) -> dict[str, Tensor]:
-        images = [torch.cat([self._pooled(item, i) for i in range(len(item.features))]) for item in items]
-        features = torch.nn.utils.rnn.pad_sequence(images, batch_first=True)
-        seen = torch.nn.utils.rnn.pad_sequence([torch.ones(len(i), dtype=torch.long) for i in images], True)
-        text = self._tokens([PROMPTS[item.task] + item.text for item in items])
-        labels = self._tokens([max(item.answers, key=item.answers.__getitem__) for item in items])
-        return {
-            "features": features,
-            "input_ids": text["input_ids"],
-            "attention_mask": torch.cat([seen, text["attention_mask"]], dim=1),
-            "labels": labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100),
-        }
+        """A batch to train on.
+
+        Args:
+            items: samples, of any tasks.
+
+        Returns:
+            `features` `(B, N, width)`, `input_ids` `(B, L)`, `attention_mask` `(B, N + L)` and `labels`: `(B, A)` for
+            an encoder-decoder, else `(B, N + L)`.
+        """
+        batch = self.prompts(items)
+        answers = [max(item.answers, key=item.answers.__getitem__) for item in items]
+        if self.is_encoder_decoder:
+            labels = self._tokens(answers)
+            batch["labels"] = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, IGNORED)
+            return batch
+        ids = [[*self._ids(f" {answer}")[: self.length], self.tokenizer.eos_token_id] for answer in answers]
+        answer_ids = pad_sequence([torch.tensor(row) for row in ids], True, self.tokenizer.pad_token_id)
+        has_answer = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in ids], True)
+        before = torch.full_like(batch["attention_mask"], IGNORED)
+        batch["labels"] = torch.cat([before, answer_ids.masked_fill(has_answer == 0, IGNORED)], dim=1)
+        batch["input_ids"] = torch.cat([batch["input_ids"], answer_ids], dim=1)
+        batch["attention_mask"] = torch.cat([batch["attention_mask"], has_answer], dim=1)
+        return batch
+
+    def prompts(self, items: list[Item]) -> dict[str, Tensor]:
+        """A batch to answer.
+
+        Args:
+            items: samples, of any tasks.
+
+        Returns:
+            `features` `(B, N, width)`, `input_ids` `(B, L)` and `attention_mask` `(B, N + L)`.
+        """
+        images = [torch.cat([_image(item, i) for i in range(len(item.features))]) for item in items]
+        seen = pad_sequence([torch.ones(len(image), dtype=torch.long) for image in images], True)
+        text = self._tokens([f"{item.task}: {item.text}".strip() for item in items])
+        mask = torch.cat([seen, text["attention_mask"]], dim=1)
+        return {"features": pad_sequence(images, True), "input_ids": text["input_ids"], "attention_mask": mask}
 
     def _tokens(self, texts: list[str]) -> Any:
-        return self.tokenizer(texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
+        cut = {"truncation": True, "max_length": self.length}
+        return self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", **cut)
 
-    def _pooled(self, item: Item, index: int) -> Tensor:
-        grid = torch.from_numpy(load_features(item.features[index], item.name, self.width))
-        pooled = adaptive_max_pool2d(grid.T.reshape(1, self.width, 7, 7), 6)
-        return pooled.reshape(self.width, 36).T
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _image(item: Item, index: int) -> Tensor:
+    tokens = torch.from_numpy(load_features(item.features[index], item.name))
+    if len(tokens) != _GRID**2:
+        return tokens
+    pooled = adaptive_max_pool2d(tokens.T.reshape(1, -1, _GRID, _GRID), _POOLED)
+    return pooled.reshape(-1, _POOLED**2).T

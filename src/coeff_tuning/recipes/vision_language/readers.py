@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from coeff_tuning.errors import DataError
 from coeff_tuning.recipes.extras import require
@@ -39,7 +42,7 @@ def read(root: Path, task: str, split: str) -> list[Item]:
     Args:
         root: folder with one sub-folder per task.
         task: one of `TASKS`.
-        split: "train" or "val".
+        split: name of a split, as "train", "val" or "test"; captions of "restval" belong to "train".
 
     Returns:
         Its items.
@@ -86,7 +89,7 @@ def _answers(folder: Path) -> set[str]:
     known = _load(path)
     if not isinstance(known, list) or not all(isinstance(answer, str) for answer in known):
         raise DataError(f"{path} must hold a list of all answers")
-    return set(known)
+    return {answer.strip().lower() for answer in known}
 
 
 def _item(folder: Path, task: str, name: str, row: Any, known: set[str] | None) -> Item:
@@ -99,7 +102,7 @@ def _item(folder: Path, task: str, name: str, row: Any, known: set[str] | None) 
             answers = {_truth(name, row["label"]): 1.0}
         else:
             images, text = [row["img_id"]], str(row["sent"])
-            answers = {answer: float(score) for answer, score in row["label"].items()}
+            answers = {answer.strip().lower(): float(score) for answer, score in row["label"].items()}
     except KeyError as error:
         raise DataError(f"{name} has no {error}") from None
     except (TypeError, AttributeError, ValueError) as error:
@@ -108,7 +111,7 @@ def _item(folder: Path, task: str, name: str, row: Any, known: set[str] | None) 
         raise DataError(f"{name} has no answer")
     if known is not None and (unknown := sorted(answers.keys() - known)):
         raise DataError(f"{name}: unknown answer {unknown[0]!r}; {folder / 'answers.json'} does not hold it")
-    return Item(task, name, [folder / "features" / f"{image}.h5" for image in images], text, answers)
+    return Item(task, name, [_feature_file(folder, image) for image in images], text, answers)
 
 
 def _truth(name: str, label: Any) -> str:
@@ -118,31 +121,67 @@ def _truth(name: str, label: Any) -> str:
     return truth
 
 
-def load_features(path: Path, name: str, width: int, *, only_check: bool = False) -> Any:
-    """Read the grid features of one image.
+def check_features(items: list[Item]) -> int:
+    """Look at every feature file once, before anything is trained.
 
     Args:
-        path: h5 file that holds `<id>/features`, `(49, width)`.
-        name: the item it belongs to, for messages.
-        width: expected number of features.
-        only_check: look at the shape and load nothing.
+        items: whose files are looked at.
 
     Returns:
-        Array `(49, width)`, or None if only checked.
+        Number of features of an image token, the same in all files.
+
+    Raises:
+        DataError: a file is missing, holds something else, or has another number of features than the first.
+    """
+    widths: dict[Path, int] = {}
+    for item in items:
+        for path in item.features:
+            if path not in widths:
+                widths[path] = load_features(path, item.name, only_check=True).shape[1]
+                first = next(iter(widths))
+                if widths[path] != widths[first]:
+                    raise DataError(
+                        f"{item.name}: all feature files must have the same number of features; {first} has "
+                        f"{widths[first]}, {path} has {widths[path]}"
+                    )
+    return next(iter(widths.values()))
+
+
+def load_features(path: Path, name: str, *, only_check: bool = False) -> Any:
+    """Read the features of one image.
+
+    Args:
+        path: an `.h5` file that holds `<id>/features`, or an `.npz` file that holds `features`.
+        name: the item it belongs to, for messages.
+        only_check: look at the shape, and load nothing of an `.h5` file.
+
+    Returns:
+        Array `(cells, features)` in float32; zeros if only checked.
 
     Raises:
         DataError: the file is missing or holds something else.
     """
     if not path.is_file():
         raise DataError(f"{name}: feature file {path} is missing")
-    key = f"{path.stem}/features"
+    key = "features" if path.suffix == ".npz" else f"{path.stem}/features"
     try:
-        with require("h5py").File(path, "r") as file:
+        with _open(path) as file:
             if key not in file:
                 raise DataError(f"{name}: feature file {path} has no {key!r}")
             data = file[key]
-            if getattr(data, "shape", None) != (49, width):
-                raise DataError(f"{name}: {key} in {path} must be (49, {width}); it is {getattr(data, 'shape', None)}")
-            return None if only_check else data[:].astype("float32")
-    except OSError as error:
+            shape = getattr(data, "shape", ())
+            if len(shape) != 2 or 0 in shape or data.dtype.kind != "f":
+                raise DataError(f"{name}: {key!r} in {path} must be numbers of shape (cells, features); it is {shape}")
+            return np.broadcast_to(np.float32(0), shape) if only_check else data[:].astype("float32")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{name}: feature file {path} cannot be read: {error}") from None
+
+
+def _open(path: Path) -> Any:
+    return np.load(path) if path.suffix == ".npz" else require("h5py").File(path, "r")
+
+
+def _feature_file(folder: Path, image: str) -> Path:
+    """The image's file; `.h5` in messages where there is neither."""
+    npz = folder / "features" / f"{image}.npz"
+    return npz if npz.is_file() else npz.with_suffix(".h5")
