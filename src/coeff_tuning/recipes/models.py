@@ -61,7 +61,7 @@ def load_model(task: str, arguments: ModelArguments, labels: list[str], folder: 
     """
     source = folder or resolve_model(arguments.model_name_or_path)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             processor = _load_processor(task, source, arguments)
             model, info = _load(task, source, arguments, labels)
     except (OSError, ValueError, KeyError) as error:
@@ -189,8 +189,12 @@ def set_padding(model: Any, tokenizer: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Hide the report that the head is new: that is what a head is here."""
+def quiet_transformers() -> Iterator[None]:
+    """Hide the report that the head is new: that is what a head is here.
+
+    Yields:
+        Nothing.
+    """
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -25,6 +25,9 @@ _LEARNT_EXAMPLE = """example (a minute for each seed; the same command goes on w
 _HEADS_EXAMPLE = """example (minutes for each seed; the same command goes on where it was interrupted):
   coeff-tuning study heads --heads 1,2,4,8,16 --seeds 0,1,2,3,4 --output_dir runs/heads"""
 
+_SCENES_EXAMPLE = """example (half an hour for each seed; the same command goes on where it was interrupted):
+  coeff-tuning study scenes --methods linear,coeff,lora,coeff+lora --seeds 0,1,2 --output_dir runs/scenes"""
+
 _SCALE_EXAMPLE = """example (from the rows of this repository, nothing is trained):
   coeff-tuning study scale --measured docs/results/op-speed.jsonl --output_dir runs/scale"""
 
@@ -47,6 +50,7 @@ def main(argv: list[str]) -> None:
         ("fewshot", "few samples, real weights: coefficients, LoRA, DoRA and the converged probe", _add_fewshot),
         ("learnt", "what coefficients become: their matrices, and the attention maps they make", _add_learnt),
         ("heads", "one width with 1 to 16 heads: what coefficients add to the converged probe", _add_heads),
+        ("scenes", "rendered scenes: a language model that sees, on four image-text tasks", _add_scenes),
         ("scale", "what coefficients cost as models grow, from published shapes", _add_scale),
     ):
         description = f"{summary[0].upper()}{summary[1:]}."
@@ -174,6 +178,29 @@ def _run_heads(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output_dir)
     if not arguments.report:
         study.run_all(folder, study.parse_heads(arguments.heads), parse_seeds(arguments.seeds))
+    study.write(folder)
+
+
+def _add_scenes(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _SCENES_EXAMPLE
+    parser.add_argument("--methods", default="linear,coeff,lora,coeff+lora", help="some of these, by commas")
+    parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
+    parser.add_argument("--data_dir", help="for scenes and projections, made where missing; default: OUTPUT_DIR/data")
+    parser.add_argument("--report", action="store_true", help="train nothing: tables and figures from stored rows")
+    parser.add_argument("--output_dir", default="runs/scenes", help="for rows, search.jsonl, summary.md, two figures")
+    parser.set_defaults(run=_run_scenes)
+
+
+def _run_scenes(arguments: argparse.Namespace) -> None:
+    from coeff_tuning.recipes.compare import parse_seeds
+    from coeff_tuning.studies.scenes import study
+    from coeff_tuning.studies.vtab.tasks import parse
+
+    folder = Path(arguments.output_dir)
+    if not arguments.report:
+        methods = parse(arguments.methods, list(study.METHODS), "--methods")
+        where = Path(arguments.data_dir) if arguments.data_dir else folder / "data"
+        study.run_all(folder, methods, parse_seeds(arguments.seeds), where)
     study.write(folder)
 
 

@@ -13,27 +13,8 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 CELLS, WIDTH = 5, 6
-WORDS = [
-    "vqa",
-    "gqa",
-    "nlvr",
-    "caption",
-    ":",
-    "what",
-    "colour",
-    "is",
-    "it",
-    "both",
-    "are",
-    "red",
-    "blue",
-    "green",
-    "true",
-    "false",
-    "a",
-    "thing",
-    "of",
-]
+_PROMPTS = ["vqa", "gqa", "nlvr", "caption", ":", "what", "colour", "is", "it", "both", "are"]
+WORDS = [*_PROMPTS, "red", "blue", "green", "true", "false", "a", "thing", "of"]
 
 
 def _tokenizer(folder: Path) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,8 +179,14 @@ def load_features(path: Path, name: str, *, only_check: bool = False) -> Any:
         raise DataError(f"{name}: feature file {path} cannot be read: {error}") from None
 
 
-def _open(path: Path) -> Any:
-    return np.load(path) if path.suffix == ".npz" else require("h5py").File(path, "r")
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    if path.suffix != ".npz":
+        with require("h5py").File(path, "r") as file:
+            yield file
+        return
+    with path.open("rb") as binary, np.load(binary) as file:  # by its name, numpy leaves a damaged file open
+        yield file
 
 
 def _feature_file(folder: Path, image: str) -> Path:

@@ -14,7 +14,7 @@ from coeff_tuning.recipes.arguments import MethodArguments, RecipeArguments
 from coeff_tuning.recipes.assets import resolve_model
 from coeff_tuning.recipes.extras import require
 from coeff_tuning.recipes.methods import apply_method, load_trained
-from coeff_tuning.recipes.models import LoadedModel, set_padding
+from coeff_tuning.recipes.models import LoadedModel, quiet_transformers, set_padding
 from coeff_tuning.recipes.trainer import CoeffTrainer
 from coeff_tuning.recipes.vision_language import readers
 from coeff_tuning.recipes.vision_language.data import Collator, RoundRobin
@@ -94,7 +94,8 @@ def load_language_model(name: str, width: int) -> LoadedModel:
         RunError: it cannot be loaded.
     """
     source = resolve_model(name)
-    model = load_pretrained(source, width)
+    with quiet_transformers():
+        model = load_pretrained(source, width)
     tokenizer = AutoTokenizer.from_pretrained(source)
     set_padding(model, tokenizer)
     return LoadedModel(model, [PROJECTION], tokenizer, is_head_new=True)
