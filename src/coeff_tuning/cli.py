@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from coeff_tuning import __version__
 from coeff_tuning.errors import CoeffTuningError
+from coeff_tuning.help_text import HelpFormatter
 from coeff_tuning.recipes.distributed import require_one_process
 
 _EXAMPLES = {
@@ -25,10 +26,6 @@ _EXAMPLES = {
     "demo": """example:
   coeff-tuning demo --output_dir runs/demo""",
 }
-
-
-class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults in the help, and examples printed line by line."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        f"coeff-tuning {command}", description=description, epilog=_EXAMPLES[command], formatter_class=Formatter
+        f"coeff-tuning {command}", description=description, epilog=_EXAMPLES[command], formatter_class=HelpFormatter
     )
 
 
@@ -85,7 +82,7 @@ def _train(argv: list[str]) -> None:
         usage="coeff-tuning train TASK [--flag value ...]",
         description="Fine-tune a model. All flags of transformers.TrainingArguments are taken.",
         epilog=_EXAMPLES["train"],
-        formatter_class=Formatter,
+        formatter_class=HelpFormatter,
     )
     run = parse_run(argv, parser)
     from coeff_tuning.recipes.report import print_run

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from coeff_tuning.errors import RunError
+from coeff_tuning.help_text import HelpFormatter
 
 _HULL_EXAMPLE = """example (about a minute and a half):
   coeff-tuning study hull --seeds 0,1,2,3,4 --output_dir runs/hull"""
@@ -32,10 +33,6 @@ _SCALE_EXAMPLE = """example (from the rows of this repository, nothing is traine
   coeff-tuning study scale --measured docs/results/op-speed.jsonl --output_dir runs/scale"""
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults in the help, and examples printed line by line."""
-
-
 def main(argv: list[str]) -> None:
     """Run a study.
 
@@ -54,7 +51,7 @@ def main(argv: list[str]) -> None:
         ("scale", "what coefficients cost as models grow, from published shapes", _add_scale),
     ):
         description = f"{summary[0].upper()}{summary[1:]}."
-        add(commands.add_parser(name, help=summary, description=description, formatter_class=_Formatter))
+        add(commands.add_parser(name, help=summary, description=description, formatter_class=HelpFormatter))
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
 

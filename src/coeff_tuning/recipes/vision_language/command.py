@@ -11,6 +11,7 @@ from typing import Any
 from transformers import HfArgumentParser, set_seed
 
 from coeff_tuning.errors import RunError
+from coeff_tuning.help_text import HelpFormatter
 from coeff_tuning.recipes import environment, run_folder
 from coeff_tuning.recipes.arguments import MethodArguments, RecipeArguments
 from coeff_tuning.recipes.configuration import changed
@@ -93,11 +94,9 @@ def parse(argv: list[str]) -> VLRun:
     Raises:
         RunError: a value is impossible, or has no meaning here.
     """
-    from coeff_tuning.cli import Formatter
-
     groups = [VLArguments, MethodArguments, RecipeArguments]
     text = "One language model for several image-text tasks. All flags of transformers.TrainingArguments are taken."
-    kwargs = {"description": text, "epilog": _EXAMPLE, "formatter_class": Formatter, "allow_abbrev": False}
+    kwargs = {"description": text, "epilog": _EXAMPLE, "formatter_class": HelpFormatter, "allow_abbrev": False}
     parser = HfArgumentParser(groups, prog="coeff-tuning vl", usage="coeff-tuning vl --data FOLDER [...]", **kwargs)
     given = vars(parser.parse_args(argv))
     given["output_dir"] = given["output_dir"] or f"runs/vl-{given['method']}"

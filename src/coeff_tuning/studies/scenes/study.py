@@ -17,14 +17,15 @@ from coeff_tuning.studies.scenes import data, picture, report
 STUDY = "scenes"
 SEARCH_SEED = 100  # none of the usual seeds of final runs
 LANGUAGE = "smollm2-135m"
-SIZES = {"train": 800, "val": 60, "test": 100}  # items of each task
-BASE_STEPS, STEPS = 400, 100
+SIZES = {"train": 800, "val": 50, "test": 100}  # items of each task
+BASE_STEPS, STEPS = 200, 100
+BASE_RATE = 3e-3
 FLAGS = {
     "model_name_or_path": LANGUAGE,
     "text_length": 16,
     "num_beams": 1,
     "per_device_train_batch_size": 8,
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-3,
     "coeff_dropout": 0.1,
 }
 _QUIET = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
@@ -91,7 +92,7 @@ def prepare(where: Path, seed: int) -> tuple[Path, Path]:
     data.write(scenes, SIZES, seed)
     if not (base / METRICS_FILE).is_file():
         flags = {"data": scenes, "output_dir": base, "method": "linear", "max_steps": BASE_STEPS, "seed": seed}
-        fit({**FLAGS, **flags, "max_eval_samples": 1, "overwrite_output_dir": True})
+        fit({**FLAGS, **flags, "learning_rate": BASE_RATE, "max_eval_samples": 1, "overwrite_output_dir": True})
     return scenes, base
 
 
@@ -112,7 +113,7 @@ def _about() -> rows.Row:
     """What all rows share."""
     assets = {name: MODELS[name] for name in (LANGUAGE, data.VISION)}
     weights = {name: {"package": asset.package, "version": asset.version} for name, asset in assets.items()}
-    return {"flags": FLAGS, "sizes": SIZES, "steps": [BASE_STEPS, STEPS], "weights": weights}
+    return {"flags": FLAGS, "sizes": SIZES, "steps": [BASE_STEPS, STEPS], "first_rate": BASE_RATE, "weights": weights}
 
 
 def write(folder: Path) -> None:
