@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/speed.md, hull.md, fewshot.md and learnt.md, from the rows under docs/results.
+"""Write the tables of README.md and of pages in docs, from the rows under docs/results.
 
 python benchmarks/readme_table.py            # writes
 python benchmarks/readme_table.py --check    # fails if a file does not hold what the rows say
@@ -16,6 +16,7 @@ from coeff_tuning.studies import rows as study_rows
 from coeff_tuning.studies.fewshot import report as fewshot_report
 from coeff_tuning.studies.hull import report as hull_report
 from coeff_tuning.studies.learnt import report as learnt_report
+from coeff_tuning.studies.scenes import report as scenes_report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("docs") / "results"
@@ -45,6 +46,7 @@ def tables(results: Path) -> list[tuple[str, str, str]]:
     names = ("op-speed", "op-memory", "model-speed")
     speed, memory, models = (read(results / f"{name}.jsonl") for name in names)
     fewshot, tried = (study_rows.read(results / "fewshot" / f"{name}.jsonl", "fewshot") for name in ("rows", "search"))
+    seen, searched = (study_rows.read(results / "scenes" / f"{name}.jsonl", "scenes") for name in ("rows", "search"))
     learnt = study_rows.read(results / "learnt" / "rows.jsonl", "learnt")
     return [
         ("README.md", "memory", memory_sentence(memory)),
@@ -53,6 +55,7 @@ def tables(results: Path) -> list[tuple[str, str, str]]:
         ("docs/hull.md", "hull", hull_report.page(study_rows.read(results / "hull.jsonl", "hull"))),
         ("docs/fewshot.md", "fewshot", fewshot_report.page(fewshot, tried).rstrip()),
         ("docs/learnt.md", "learnt", learnt_report.page(learnt).rstrip()),
+        ("docs/scenes.md", "scenes", scenes_report.page(seen, searched).rstrip()),
     ]
 
 

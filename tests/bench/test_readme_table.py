@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("README.md", "docs/speed.md", "docs/hull.md", "docs/fewshot.md", "docs/learnt.md")
+FILES = ("README.md", "docs/speed.md", "docs/hull.md", "docs/fewshot.md", "docs/learnt.md", "docs/scenes.md")
 
 
 @pytest.fixture(scope="module")

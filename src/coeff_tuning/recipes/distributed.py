@@ -24,7 +24,7 @@ def require_one_process(command: str) -> None:
     if processes > 1:
         raise RunError(
             f"coeff-tuning {command} must be started as one process; it was started as {processes}, and each would do "
-            "the same work. Start it without torchrun or accelerate launch; only train shares its work"
+            "the same work. Start it without torchrun or accelerate launch; only train and vl share their work"
         )
 
 

@@ -31,12 +31,19 @@ class SeesImages:
         self.visual_projection = nn.Sequential(nn.Linear(config.visual_width, width), nn.LayerNorm(width))
         self.post_init()  # type: ignore[attr-defined]
 
-    def forward(self, features: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        features: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """As the language model, with images.
 
         Args:
             features: `(B, N, width)`. None: the language model as it is.
             labels: of an encoder-decoder as usual; of a decoder `(B, N + L)`, `IGNORED` for images and prompt.
+            num_items_in_batch: labels that all processes and accumulated batches share a step with; None: those here.
             **kwargs: as for the language model; with features `input_ids` `(B, L)` and `attention_mask` `(B, N + L)`.
 
         Returns:
@@ -48,13 +55,16 @@ class SeesImages:
             return own.forward(labels=labels, **kwargs)
         embedded, mask, order = self.join(features, kwargs.pop("input_ids"), kwargs.pop("attention_mask"))
         kwargs |= {"inputs_embeds": embedded, "attention_mask": mask}
-        if labels is None or self.config.is_encoder_decoder:  # type: ignore[attr-defined]
-            return own.forward(labels=labels, **kwargs)
-        following = labels.gather(1, order)[:, 1:]
-        positions = (following != IGNORED).any(0).nonzero().squeeze(1)
-        outputs = own.forward(logits_to_keep=positions, **kwargs)
-        wanted = following[:, positions].flatten()
-        outputs.loss = F.cross_entropy(outputs.logits.flatten(0, 1).float(), wanted, ignore_index=IGNORED)
+        if labels is None:
+            return own.forward(**kwargs)
+        if self.config.is_encoder_decoder:  # type: ignore[attr-defined]
+            outputs, wanted = own.forward(labels=labels, **kwargs), labels
+        else:
+            following = labels.gather(1, order)[:, 1:]
+            positions = (following != IGNORED).any(0).nonzero().squeeze(1)
+            outputs, wanted = own.forward(logits_to_keep=positions, **kwargs), following[:, positions]
+        total = F.cross_entropy(outputs.logits.flatten(0, 1).float(), wanted.flatten(), reduction="sum")
+        outputs.loss = total / ((wanted != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
         return outputs
 
     def join(

@@ -48,10 +48,11 @@ class Prepared:
 
 
 class _Trainer(CoeffTrainer):
-    """Tasks take turns, batch by batch."""
+    """Tasks take turns, batch by batch; a batch is shared by all processes."""
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> RoundRobin:
-        return RoundRobin(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed)
+        batch = self.args.per_device_train_batch_size * self.args.world_size
+        return RoundRobin(self.train_dataset, batch, self.args.seed)
 
 
 def prepare(about: VLArguments, method: MethodArguments) -> Prepared:
@@ -156,7 +157,7 @@ def make_trainer(prepared: Prepared, method: MethodArguments, arguments: RecipeA
         The trainer.
     """
     arguments.label_names = ["labels"]
-    trainer = _Trainer(
+    return _Trainer(
         model=prepared.model,
         args=arguments,
         train_dataset=prepared.train,
@@ -165,5 +166,3 @@ def make_trainer(prepared: Prepared, method: MethodArguments, arguments: RecipeA
         coeff_weight_decay=method.coeff_weight_decay,
         lora_learning_rate=method.lora_learning_rate,
     )
-    trainer.model_accepts_loss_kwargs = False  # the model takes any keyword and would not use the number of samples
-    return trainer
