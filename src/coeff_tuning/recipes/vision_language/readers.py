@@ -100,16 +100,18 @@ def _item(folder: Path, task: str, name: str, row: Any, known: set[str] | None) 
             images, text = [Path(row["filename"]).stem], ""
             answers = {str(sentence["raw"]).strip(): 1.0 for sentence in row["sentences"]}
         elif task == "nlvr":
-            images, text = [row["img0"], row["img1"]], str(row["sent"])
+            images, text = [row["img0"], row["img1"]], row["sent"]
             answers = {_truth(name, row["label"]): 1.0}
         else:
-            images, text = [row["img_id"]], str(row["sent"])
+            images, text = [row["img_id"]], row["sent"]
             answers = {answer.strip().lower(): float(score) for answer, score in row["label"].items()}
     except KeyError as error:
         raise DataError(f"{name} has no {error}") from None
     except (TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{name} is not an item of {task}: {error}") from None
-    if not any(score > 0 for score in answers.values()):
+    if not isinstance(text, str):
+        raise DataError(f"{name}: 'sent' must be text; it is {text!r}")
+    if not any(answer and score > 0 for answer, score in answers.items()):
         raise DataError(f"{name} has no answer")
     if known is not None and (unknown := sorted(answers.keys() - known)):
         raise DataError(f"{name}: unknown answer {unknown[0]!r}; {folder / 'answers.json'} does not hold it")
