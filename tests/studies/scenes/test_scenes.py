@@ -95,7 +95,7 @@ def test_seed_draws_everything() -> None:
 
 
 def test_runner_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One projection for each seed, two candidates for each method, and each final run once."""
+    """One projection for each seed, two candidates for the baseline alone, and each final run once."""
     calls: list[tuple[Any, ...]] = []
 
     def fit(flags: dict[str, Any]) -> dict[str, Any]:
@@ -111,17 +111,17 @@ def test_runner_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(data, "write", lambda *_: None)
     for _ in range(2):
         study.run_all(tmp_path, ["linear", "coeff"], [0, 1], tmp_path / "data")
-        assert len(calls) == 3 + 2 * 2 + 2 * 2
+        assert len(calls) == 3 + 2 + 2 * 2
     searched = [call for call in calls if call[3] == "val"]
     assert {call[1] for call in searched} == {study.SEARCH_SEED}
-    best = (("linear", 3e-3), ("coeff", 3e-2))
+    best = (("linear", 3e-3), ("coeff", 1e-2))
     expected = [(method, seed, study.STEPS, "test", rate) for seed in (0, 1) for method, rate in best]
     assert [call for call in calls if call[3] == "test"] == expected
     study.write(tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"scenes.png", "examples.png"}
     page = (tmp_path / "summary.md").read_text()
-    assert "| coeff - linear | +2.7 ± 0.0 (2/2) |" in page
-    assert "| coeff | 0.01: 1.0; **0.03: 1.5** |" in page
+    assert "| coeff - linear | +0.7 ± 0.0 (2/2) |" in page
+    assert "| linear | 0.001: 0.8; **0.003: 0.8** |" in page
 
 
 def test_differences_are_of_the_same_seed() -> None:
