@@ -178,7 +178,7 @@ def test_every_setting_and_variant_is_a_run_of_train(tmp_path: Path) -> None:
     """All flags are known and go together; nothing is loaded."""
     from coeff_tuning.recipes.configuration import parse_run
 
-    folders = {"emoji": str(tmp_path), "clothing": str(tmp_path)}
+    folders = dict.fromkeys(("emoji", "clothing", "mnist"), str(tmp_path))
     for name in KNOWN:
         setting = make(name, folders)
         for method in methods.served(setting.task, list(methods.METHODS)):
@@ -211,7 +211,7 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_long_settings_are_the_short_ones_for_longer() -> None:
-    for name in ("digits", "emoji", "clothing", "bbc-news"):
+    for name in ("digits", "emoji", "clothing", "mnist", "bbc-news"):
         short, long = dict(KNOWN[name]), dict(KNOWN[f"{name}-long"])
         assert long.pop("search") == "long"
         changed = {key for key in short.keys() | long.keys() if short.get(key) != long.get(key)}

@@ -36,6 +36,7 @@ _SHORT: dict[str, dict[str, Any]] = {
     "digits": {**_DIGITS, "train_samples_per_class": 16},
     "emoji": {**_IMAGES, "dataset": "emoji"},
     "clothing": {**_IMAGES, "dataset": "clothing"},
+    "mnist": {**_IMAGES, "dataset": "mnist"},
     "bbc-news": {
         "task": "text-classification",
         "model_name_or_path": "minilm",
