@@ -14,7 +14,7 @@ from coeff_tuning.studies.scenes import report, scenes
 
 # Okabe and Ito's colours: the start, coefficients, LoRA, both.
 _COLOURS = {"linear": "0.35", "coeff": "#D55E00", "lora": "#0072B2", "coeff+lora": "#009E73"}
-_TITLES = {"vqa": "colours and counts", "gqa": "places and yes/no", "nlvr": "pairs, true/false", "caption": "captions"}
+_TITLES = {"vqa": "colours and counts", "gqa": "places and yes/no", "nlvr": "pairs, true/false"}
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -34,7 +34,7 @@ def draw(rows: list[Row], path: Path) -> None:
             axes.plot([position - 0.32, position + 0.32], [mean(found)] * 2, color=_COLOURS[method], linewidth=2.2)
         axes.set_xticks(range(len(methods)), [method.replace("+", "+\n") for method in methods])
         axes.tick_params(labelsize=8)
-        axes.set_title(f"{column}: {_TITLES[column]}" if column in _TITLES else "mean", fontsize=9)
+        axes.set_title(f"{column}: {_TITLES[column]}" if column in _TITLES else column, fontsize=9)
         axes.set_ylabel("100 CIDEr" if column == "caption" else "score, %", fontsize=8)
         axes.grid(axis="y", alpha=0.3)
     canvas.supxlabel("dot: one seed, bar: mean", fontsize=9)
