@@ -28,6 +28,18 @@ def require_one_process(command: str) -> None:
         )
 
 
+def is_sharded(training: TrainingArguments) -> bool:
+    """Whether a run asks for FSDP.
+
+    Args:
+        training: how the run was started.
+
+    Returns:
+        True if its flags or accelerate launch say so.
+    """
+    return bool(training.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def check_sharding(training: TrainingArguments, method: str) -> None:
     """Refuse ways of sharding that would fail late, or that accelerate would leave out without a word.
 
@@ -40,8 +52,7 @@ def check_sharding(training: TrainingArguments, method: str) -> None:
     """
     from transformers.training_args import ParallelMode
 
-    by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if not (training.fsdp or by_launcher):
+    if not is_sharded(training):
         return
     version = int(training.fsdp_config.get("version", 2) if training.fsdp else os.environ.get("FSDP_VERSION", "1"))
     if method == "linear":

@@ -202,6 +202,7 @@ def test_flags_that_have_no_meaning_here(
         (["--tasks", "vqa", "sums"], "--tasks must be some of vqa, gqa, nlvr, caption; got 'sums'"),
         (["--num_beams", "0"], "--num_beams must be at least 1; got 0"),
         (["--data", ""], "--data is needed"),
+        (["--fsdp"], "vl cannot be sharded"),
         (["--projection", str(tmp_path / "none")], "none holds no finished run"),
         (["--model_name_or_path", str(tmp_path)], "cannot be loaded"),
         (["--coeff_init", "ones"], "these coefficients cannot be made"),

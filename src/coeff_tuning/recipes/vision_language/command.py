@@ -12,7 +12,7 @@ from transformers import HfArgumentParser, set_seed
 
 from coeff_tuning.errors import RunError
 from coeff_tuning.help_text import HelpFormatter
-from coeff_tuning.recipes import environment, run_folder
+from coeff_tuning.recipes import distributed, environment, run_folder
 from coeff_tuning.recipes.arguments import MethodArguments, RecipeArguments
 from coeff_tuning.recipes.configuration import changed
 from coeff_tuning.recipes.extras import require
@@ -126,8 +126,8 @@ def _check(run: VLRun) -> None:
         value = getattr(about, name)
         if value is not None and value < 1:
             raise RunError(f"--{name} must be at least 1; got {value}")
-    if run.training.fsdp:
-        raise RunError("--fsdp is not for vl, which generates text with a whole model; leave it out")
+    if distributed.is_sharded(run.training):
+        raise RunError("vl cannot be sharded: it generates text with a whole model; train it without FSDP")
 
 
 def main(argv: list[str]) -> None:
