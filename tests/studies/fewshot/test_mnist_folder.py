@@ -1,4 +1,4 @@
-"""benchmarks/mnist_folder.py on a made package."""
+"""benchmarks/mnist_folder.py on made packages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from PIL import Image
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "mnist_folder.py"
 
 
-def test_splits_and_pixels(tmp_path: Path) -> None:
-    digits = tmp_path / "package" / "src" / "digits"
-    digits.mkdir(parents=True)
+@pytest.mark.parametrize(("kind", "white", "shape"), [("digits", 1.0, (-1,)), ("clothes", 255, (170, 784))])
+def test_splits_and_pixels(tmp_path: Path, kind: str, white: float, shape: tuple[int, ...]) -> None:
+    """MNIST is one list of numbers up to 1, Fashion-MNIST a list of images up to 255."""
+    folder = tmp_path / "package" / "src" / kind
+    folder.mkdir(parents=True)
     values = np.zeros((170, 28, 28))
-    values[:, 0, 1] = np.arange(170) / 255  # tells images apart
-    for digit in range(10):
-        (digits / f"{digit}.json").write_text(json.dumps({"data": values.ravel().tolist()}))
+    values[:, 0, 1] = np.arange(170) * white / 255  # tells images apart
+    for label in range(10):
+        (folder / f"{label}.json").write_text(json.dumps({"data": values.reshape(shape).tolist()}))
     main = runpy.run_path(str(SCRIPT))["main"]
     main([str(tmp_path / "package"), str(tmp_path / "out")])
     for split, numbers in (("train", range(100)), ("test", range(100, 160))):
@@ -27,3 +29,9 @@ def test_splits_and_pixels(tmp_path: Path) -> None:
         assert [np.asarray(Image.open(path))[0, 1].tolist() for path in files] == [[n] * 3 for n in numbers]
     with pytest.raises(SystemExit, match="exists; choose a folder that does not"):
         main([str(tmp_path / "package"), str(tmp_path / "out")])
+
+
+def test_other_package(tmp_path: Path) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    with pytest.raises(SystemExit, match="it has neither"):
+        main([str(tmp_path), str(tmp_path / "out")])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from coeff_tuning.studies.fewshot import report
+from coeff_tuning.studies.fewshot import report, scores
 from coeff_tuning.studies.rows import Row
 
 
@@ -53,7 +53,7 @@ def test_means_are_of_runs_of_equal_length() -> None:
 
 def test_gains_are_of_seeds_that_both_have() -> None:
     rows = [row for row in PICTURES if (row["method"], row["seed"]) != ("linear", 0)]
-    (gain,) = report.gains(rows, "pictures", "coeff", "linear")
+    (gain,) = scores.gains(rows, "pictures", "coeff", "linear")
     assert round(gain, 6) == -1
 
 

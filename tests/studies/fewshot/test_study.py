@@ -178,7 +178,7 @@ def test_every_setting_and_variant_is_a_run_of_train(tmp_path: Path) -> None:
     """All flags are known and go together; nothing is loaded."""
     from coeff_tuning.recipes.configuration import parse_run
 
-    folders = dict.fromkeys(("emoji", "clothing", "mnist"), str(tmp_path))
+    folders = dict.fromkeys(("emoji", "clothing", "mnist", "fashion", "spam"), str(tmp_path))
     for name in KNOWN:
         setting = make(name, folders)
         for method in methods.served(setting.task, list(methods.METHODS)):
@@ -188,7 +188,7 @@ def test_every_setting_and_variant_is_a_run_of_train(tmp_path: Path) -> None:
             given = [f"--{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in flags.items()]
             run = parse_run([setting.task, *" ".join(given).split()])
             assert run.method.method == methods.METHODS[method].flags["method"]
-            assert run.training.num_train_epochs == flags["num_train_epochs"]
+            assert run.training.num_train_epochs == flags.get("num_train_epochs", 30)
 
 
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,12 +196,15 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (tmp_path / "endless.yaml").write_text("task: image-classification\ndataset: digits\nsearch: endless\n")
     for flags, message in (
         (["--settings", "cats"], "--settings must be config files (.yaml) or some of digits, emoji, clothing"),
-        (["--settings", "emoji"], "setting 'emoji' needs a folder of images by class: --data emoji=FOLDER"),
+        (["--settings", "emoji"], "setting 'emoji' needs a folder with its data: --data emoji=FOLDER"),
         (["--data", "emoji"], "--data must be NAME=FOLDER, for example emoji=data/emoji; got 'emoji'"),
         (["--data", f"emoji={tmp_path}/none"], f"there is no folder {tmp_path}/none"),
         (["--settings", str(tmp_path / "no-task.yaml")], "no-task.yaml must name its task"),
         (["--settings", str(tmp_path / "endless.yaml")], "search must be one of short, long; got 'endless'"),
-        (["--methods", "coeff,magic"], "--methods must be 'main', 'ablation', 'combination' or some of linear, frozen"),
+        (
+            ["--methods", "coeff,magic"],
+            "--methods must be one of the sets main, ablation, combination, defaults, or some of linear",
+        ),
         (["--seeds", "a"], "--seeds must be whole numbers separated by commas, like 0,1,2; got 'a'"),
         (["--report"], "there are no rows yet"),
     ):

@@ -5,7 +5,7 @@ one, and a combination takes both of its parts low, or both high; in a long one 
 two rates of each part. The probe chooses its regularisation by cross-validation instead, and variants of the
 coefficients, which are compared with one another only, share one learning rate and have no search. Whether LoRA
 beside coefficients was only short of the right rates is asked apart: of six candidates each, and of variants without
-search.
+search. The methods `… by default` leave every flag of a method as `coeff-tuning train` has it.
 """
 
 from __future__ import annotations
@@ -112,9 +112,19 @@ BOTH: dict[str, Method] = {
     **{f"both: coefficients at {value:g}": _both(coeff_learning_rate=value) for value in (1e-3, 5e-2)},
     **{f"both: dropout {value:g}": _both(coeff_dropout=value) for value in (0.0, 0.5)},
     **{f"both: {name}": _both(**flags) for name, flags in _HALVES.items()},
+    "both: start: residual random": _both(coeff_init="random"),
+    "both: start: direct identity": _both(coeff_parameterization="direct"),
 }
-METHODS = {**MAIN, **ABLATION, **WIDE, **BOTH}
-SETS = {"main": list(MAIN), "ablation": list(ABLATION), "combination": [*WIDE, *BOTH]}
+BY_DEFAULT: dict[str, Method] = {
+    f"{name} by default": Method({"method": name}) for name in ("coeff", "lora", "coeff+lora")
+}
+METHODS = {**MAIN, **ABLATION, **WIDE, **BOTH, **BY_DEFAULT}
+SETS = {
+    "main": list(MAIN),
+    "ablation": list(ABLATION),
+    "combination": [*WIDE, *BOTH],
+    "defaults": [PROBE, FROZEN, *BY_DEFAULT],
+}
 
 
 def parse(text: str) -> list[str]:
@@ -132,7 +142,7 @@ def parse(text: str) -> list[str]:
     names = SETS.get(text) or text.split(",")
     if unknown := [name for name in names if name not in METHODS]:
         raise RunError(
-            f"--methods must be 'main', 'ablation', 'combination' or some of {', '.join(METHODS)}; got {unknown[0]!r}"
+            f"--methods must be one of the sets {', '.join(SETS)}, or some of {', '.join(METHODS)}; got {unknown[0]!r}"
         )
     return names
 

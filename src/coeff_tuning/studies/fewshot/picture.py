@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from coeff_tuning.recipes.plots import figure
-from coeff_tuning.studies.fewshot import report
+from coeff_tuning.studies.fewshot import scores
 from coeff_tuning.studies.fewshot.methods import FROZEN, MAIN, PROBE
 from coeff_tuning.studies.rows import Row
 
@@ -24,7 +24,7 @@ def draw(rows: list[Row], path: Path) -> None:
         path: PNG to write.
     """
     main = [row for row in rows if row["method"] in MAIN]
-    names = report.settings_of(main)
+    names = scores.settings_of(main)
     columns = len(names) if len(names) < 4 else 2 if len(names) == 4 else 3
     lines = -(-len(names) // columns)
     canvas = figure(3.7 * columns, 3.3 * lines + 0.5)
@@ -38,10 +38,10 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def _panel(axes: Any, rows: list[Row], setting: str) -> None:
-    methods = [method for method in MAIN if report.values(rows, setting, method)]
+    methods = [method for method in MAIN if scores.values(rows, setting, method)]
     numbers = {row["method"]: row["extra_parameters"] for row in rows if row["setting"] == setting}
     for position, method in enumerate(methods):
-        found = list(report.values(rows, setting, method).values())
+        found = list(scores.values(rows, setting, method).values())
         colour = _COLOURS.get(method, _COMBINED)
         shifts = [position + 0.09 * (index - (len(found) - 1) / 2) for index in range(len(found))]
         axes.plot(shifts, found, "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from statistics import mean, stdev
+from statistics import mean
 
 from coeff_tuning.errors import RunError
 from coeff_tuning.studies import tables
-from coeff_tuning.studies.fewshot.methods import ABLATION, BOTH, FROZEN, LORA_AS_IT_IS, MAIN, PROBE, WIDE
+from coeff_tuning.studies.fewshot.methods import ABLATION, BOTH, BY_DEFAULT, FROZEN, LORA_AS_IT_IS, MAIN, PROBE, WIDE
+from coeff_tuning.studies.fewshot.scores import gains, is_accuracy, rank, settings_of, values
 from coeff_tuning.studies.rows import Row
 
 SCORES = (
@@ -35,56 +36,12 @@ VARIANTS = (
         ABLATION,
         "as it is",
     ),
+    (
+        "Flags of `train` at their defaults, but for weights, data, size of the images and length of the texts.",
+        BY_DEFAULT,
+        PROBE,
+    ),
 )
-
-
-def score(row: Row) -> str:
-    """Name of the score that a row holds.
-
-    Args:
-        row: a row, or metrics of a run.
-
-    Returns:
-        `accuracy` or `perplexity`.
-    """
-    return "accuracy" if "accuracy" in row else "perplexity"
-
-
-def values(rows: list[Row], setting: str, method: str) -> dict[int, float]:
-    """Scores by seed.
-
-    Args:
-        rows: final rows.
-        setting: a setting.
-        method: a method.
-
-    Returns:
-        Accuracy in %, or perplexity; empty without such rows.
-    """
-    own = [row for row in rows if (row["setting"], row["method"]) == (setting, method)]
-    return {row["seed"]: (100 if "accuracy" in row else 1) * row[score(row)] for row in own}
-
-
-def gains(rows: list[Row], setting: str, method: str, other: str) -> list[float]:
-    """How much better one method is than another, seed by seed.
-
-    Args:
-        rows: final rows.
-        setting: a setting.
-        method: a method.
-        other: what it is compared with.
-
-    Returns:
-        One difference for each seed that both have; positive is better, of perplexity as well.
-    """
-    first, second = values(rows, setting, method), values(rows, setting, other)
-    sign = 1 if _is_accuracy(rows, setting) else -1
-    return [sign * (first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())]
-
-
-def settings_of(rows: list[Row]) -> list[str]:
-    """Names of settings in the order of their rows."""
-    return list(dict.fromkeys(row["setting"] for row in rows))
 
 
 def summary(rows: list[Row], methods: list[str]) -> tuple[list[str], tables.Cells]:
@@ -119,10 +76,12 @@ def answers(rows: list[Row]) -> tuple[list[str], tables.Cells]:
     lines = []
     found: dict[int, list[list[list[float]]]] = {}
     for name in settings_of(rows):
-        start = PROBE if _is_accuracy(rows, name) else FROZEN
+        start = PROBE if is_accuracy(rows, name) else FROZEN
         pairs = [("coeff", start), ("lora", start), ("coeff+lora", "lora"), ("dora", start), ("coeff+dora", "dora")]
         own = [gains(rows, name, *pair) for pair in pairs]
-        if _is_accuracy(rows, name):
+        if not any(own):
+            continue  # it was run for variants only
+        if is_accuracy(rows, name):
             found.setdefault(_epochs(rows, name), []).append(own)
         coeff, lora, *rest = map(_difference, own)
         lines.append([name, coeff, lora, _share(own[:1], own[1:2]), _numbers(rows, name), *rest])
@@ -140,17 +99,7 @@ def tried(search: list[Row]) -> tuple[list[str], tables.Cells]:
     Returns:
         Header and cells.
     """
-    lines = []
-    for setting, method in dict.fromkeys((row["setting"], row["method"]) for row in search):
-        own = [row for row in search if (row["setting"], row["method"]) == (setting, method)]
-        best = max(own, key=lambda row: (row.get("accuracy", 0.0), -row["loss"]))
-        cells = []
-        for row in own:
-            rates = ", ".join(f"{value:g}" for value in row["settings"].values())
-            found = f"{100 * row['accuracy']:.1f} %" if "accuracy" in row else f"{row['perplexity']:.2f}"
-            cells.append(f"**{rates}: {found}**" if row is best else f"{rates}: {found}")
-        lines.append([setting, method, "; ".join(cells)])
-    return ["setting", "method", "candidates"], lines
+    return ["setting", "method", "candidates"], tables.candidates(search, ("setting", "method"), rank, _validated)
 
 
 def variants(rows: list[Row], names: list[str], base: str) -> tuple[list[str], tables.Cells]:
@@ -207,10 +156,7 @@ def page(rows: list[Row], search: list[Row]) -> str:
     for caption, names, base in VARIANTS:
         if any(row["method"] in names for row in rows):
             parts += [tables.markdown(*variants(rows, list(names), base)), caption]
-    first = rows[0]
-    dates = sorted(row["date"][:10] for row in rows)
-    where = f"{first['cpu']}, {first['threads']} thread(s), torch {first['versions']['torch']}, {dates[-1]}."
-    return "\n\n".join([*parts, where]) + "\n"
+    return "\n\n".join([*parts, tables.where(rows)]) + "\n"
 
 
 def _mean(epochs: int, found: list[list[list[float]]]) -> list[str]:
@@ -223,28 +169,26 @@ def _mean(epochs: int, found: list[list[list[float]]]) -> list[str]:
 
 
 def _epochs(rows: list[Row], setting: str) -> int:
-    return int(next(row["flags"]["num_train_epochs"] for row in rows if row["setting"] == setting))
+    from coeff_tuning.recipes.arguments import RecipeArguments
 
-
-def _is_accuracy(rows: list[Row], setting: str) -> bool:
-    return next("accuracy" in row for row in rows if row["setting"] == setting)
+    flags = next(row["flags"] for row in rows if row["setting"] == setting)
+    return int(flags.get("num_train_epochs", RecipeArguments.num_train_epochs))
 
 
 def _unit(rows: list[Row], setting: str) -> str:
-    return "accuracy, %" if _is_accuracy(rows, setting) else "perplexity"
+    return "accuracy, %" if is_accuracy(rows, setting) else "perplexity"
 
 
 def _cell(scores: list[float]) -> str:
-    if not scores:
-        return ""
-    return f"{mean(scores):.2f}{f' ± {stdev(scores):.2f}' if len(scores) > 1 else ''} ({len(scores)})"
+    return f"{tables.spread(scores, '.2f')} ({len(scores)})" if scores else ""
 
 
 def _difference(found: list[float]) -> str:
-    if not found:
-        return ""
-    spread = f" ± {stdev(found):.2f}" if len(found) > 1 else ""
-    return f"{mean(found):+.2f}{spread} ({sum(gain > 0 for gain in found)}/{len(found)})"
+    return tables.gain(found, "+.2f")
+
+
+def _validated(row: Row) -> str:
+    return f"{100 * row['accuracy']:.1f} %" if "accuracy" in row else f"{row['perplexity']:.2f}"
 
 
 def _share(part: list[list[float]], whole: list[list[float]]) -> str:

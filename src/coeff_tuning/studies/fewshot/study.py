@@ -8,7 +8,7 @@ from typing import Any
 
 from coeff_tuning.recipes.run_folder import writing
 from coeff_tuning.studies import rows
-from coeff_tuning.studies.fewshot import picture, report
+from coeff_tuning.studies.fewshot import picture, report, scores
 from coeff_tuning.studies.fewshot.methods import METHODS, served
 from coeff_tuning.studies.fewshot.settings import Setting
 from coeff_tuning.studies.grid import Grid
@@ -65,14 +65,11 @@ def _final(grid: Grid, setting: Setting, job: dict[str, Any]) -> None:
         search = {**job, "seed": SEARCH_SEED}
         samples = min(setting.flags.get("max_eval_samples") or _SEARCH_SAMPLES, _SEARCH_SAMPLES)
         validation = {"eval_split": "validation", "max_eval_samples": samples}
-        best = grid.search(search, candidates, lambda tried: _measure(setting, search, {**tried, **validation}), _rank)
-        chosen = {"settings": best["settings"], "validation": best[report.score(best)]}
+        best = grid.search(
+            search, candidates, lambda tried: _measure(setting, search, {**tried, **validation}), scores.rank
+        )
+        chosen = {"settings": best["settings"], "validation": best[scores.score(best)]}
     grid.store("final", job, {**chosen, **_measure(setting, job, chosen["settings"])})
-
-
-def _rank(row: rows.Row) -> tuple[float, float]:
-    """Accuracy, then loss; a language model has its loss only."""
-    return row.get("accuracy", 0.0), -row["loss"]
 
 
 def _about(setting: Setting) -> rows.Row:
@@ -159,7 +156,7 @@ def kept(metrics: dict[str, Any]) -> rows.Row:
     Returns:
         Score, loss, numbers of parameters and samples, seconds.
     """
-    return {key: metrics[key] for key in (report.score(metrics), *_KEPT)}
+    return {key: metrics[key] for key in (scores.score(metrics), *_KEPT)}
 
 
 def write(folder: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import mean, stdev
-
 from coeff_tuning.studies import tables
 from coeff_tuning.studies.heads.experiment import METHODS
 from coeff_tuning.studies.rows import Row
@@ -71,10 +69,10 @@ def summary(rows: list[Row]) -> tuple[list[str], tables.Cells]:
     for heads in numbers_of_heads(rows):
         own = [row for row in rows if row["heads"] == heads]
         source = {row["seed"]: 100 * row["source_accuracy"] for row in own}
-        found = [_cell(list(accuracies(own, heads, method).values())) for method in METHODS]
-        added = [_gain(gains(own, heads, method)) for method in ("scales", "coefficients")]
+        found = [tables.spread(list(accuracies(own, heads, method).values())) for method in METHODS]
+        added = [tables.gain(gains(own, heads, method)) for method in ("scales", "coefficients")]
         count = max(row["coefficients"] for row in own)
-        lines.append([str(heads), str(count), _cell(list(source.values())), *found, *added])
+        lines.append([str(heads), str(count), tables.spread(list(source.values())), *found, *added])
     return header, lines
 
 
@@ -87,15 +85,9 @@ def tried(search: list[Row]) -> tuple[list[str], tables.Cells]:
     Returns:
         Header and cells.
     """
-    lines = []
-    for heads, method in dict.fromkeys((row["heads"], row["method"]) for row in search):
-        own = [row for row in search if (row["heads"], row["method"]) == (heads, method)]
-        best = max(own, key=lambda row: row["accuracy"])
-        cells = []
-        for row in own:
-            text = f"{row['settings']['coeff_learning_rate']:g}: {100 * row['accuracy']:.1f} %"
-            cells.append(f"**{text}**" if row is best else text)
-        lines.append([str(heads), method, "; ".join(cells)])
+    lines = tables.candidates(
+        search, ("heads", "method"), lambda row: row["accuracy"], lambda row: f"{100 * row['accuracy']:.1f} %"
+    )
     return ["heads", "method", "learning rate of the coefficients: validation accuracy, seed of the search"], lines
 
 
@@ -120,23 +112,7 @@ def page(rows: list[Row], search: list[Row]) -> str:
     """
     parts = [tables.markdown(*summary(rows)), CAPTION]
     parts += [tables.markdown(*tried(search))] if search else []
-    first, seeds = rows[0], sorted({row["seed"] for row in rows})
+    seeds = sorted({row["seed"] for row in rows})
     minutes = sum(row["seconds"] for row in [*rows, *search]) / 60
-    where = (
-        f"Seeds {', '.join(map(str, seeds))}; {minutes:.0f} minutes on {first['cpu']}, {first['threads']} thread(s), "
-        f"torch {first['versions']['torch']}, {max(row['date'] for row in rows)[:10]}."
-    )
+    where = f"Seeds {', '.join(map(str, seeds))}; {minutes:.0f} minutes on {tables.where(rows)}"
     return "\n\n".join([*parts, where]) + "\n"
-
-
-def _cell(found: list[float]) -> str:
-    if not found:
-        return ""
-    return f"{mean(found):.1f}{f' ± {stdev(found):.1f}' if len(found) > 1 else ''}"
-
-
-def _gain(found: list[float]) -> str:
-    if not found:
-        return ""
-    spread = f" ± {stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{mean(found):+.1f}{spread} ({sum(gain > 0 for gain in found)}/{len(found)})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 
@@ -188,9 +188,7 @@ def page(rows: list[Row]) -> str:
     found.append(LAYERS)
     for caption, table in ((PARTS, parts), (SEEDS, agreement), (STRONGEST, strongest)):
         found += [tables.markdown(*table(rows)), caption]
-    first = rows[0]
-    where = f"{first['cpu']}, {first['threads']} thread(s), torch {first['versions']['torch']}"
-    return "\n\n".join([*found, f"{where}, {max(row['date'] for row in rows)[:10]}."]) + "\n"
+    return "\n\n".join([*found, tables.where(rows)]) + "\n"
 
 
 def _high(draws: np.ndarray) -> float:
@@ -198,5 +196,4 @@ def _high(draws: np.ndarray) -> float:
 
 
 def _accuracy(found: list[float]) -> str:
-    percent = [100 * value for value in found]
-    return f"{mean(percent):.2f}{f' ± {stdev(percent):.2f}' if len(percent) > 1 else ''} ({len(percent)})"
+    return f"{tables.spread([100 * value for value in found], '.2f')} ({len(found)})"

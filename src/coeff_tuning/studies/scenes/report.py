@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import mean, stdev
+from statistics import mean
 
 from coeff_tuning.errors import RunError
 from coeff_tuning.recipes.vision_language.readers import TASKS
@@ -79,7 +79,7 @@ def summary(rows: list[Row]) -> tuple[list[str], tables.Cells]:
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         size = next(row["extra_parameters"] for row in rows if row["method"] == method)
-        lines.append([method, f"{size:,}", *(_cell(list(values(rows, method, c).values())) for c in COLUMNS)])
+        lines.append([method, f"{size:,}", *(tables.spread(list(values(rows, method, c).values())) for c in COLUMNS)])
     return ["method", "numbers", *COLUMNS], lines
 
 
@@ -96,8 +96,7 @@ def differences(rows: list[Row]) -> tuple[list[str], tables.Cells]:
     for pair in PAIRS:
         found = [gains(rows, *pair, column) for column in COLUMNS]
         if all(found):
-            cells = [f"{_cell(gain, '+')} ({sum(g > 0 for g in gain)}/{len(gain)})" for gain in found]
-            lines.append([" - ".join(pair), *cells])
+            lines.append([" - ".join(pair), *map(tables.gain, found)])
     return ["difference", *COLUMNS], lines
 
 
@@ -110,15 +109,7 @@ def tried(search: list[Row]) -> tuple[list[str], tables.Cells]:
     Returns:
         Header and cells.
     """
-    lines = []
-    for method in dict.fromkeys(row["method"] for row in search):
-        own = [row for row in search if row["method"] == method]
-        best = max(own, key=lambda row: score(row, "mean"))
-        cells = []
-        for row in own:
-            text = f"{', '.join(f'{v:g}' for v in row['settings'].values())}: {score(row, 'mean'):.1f}"
-            cells.append(f"**{text}**" if row is best else text)
-        lines.append([method, "; ".join(cells)])
+    lines = tables.candidates(search, ("method",), score, lambda row: f"{score(row):.1f}")
     return ["method", "candidates"], lines
 
 
@@ -149,11 +140,4 @@ def page(rows: list[Row], search: list[Row]) -> str:
     """
     parts = [tables.markdown(*summary(rows)), SCORES, tables.markdown(*differences(rows)), GAINS]
     parts += [tables.markdown(*tried(search)), SEARCH] if search else []
-    first = rows[0]
-    last = max(row["date"][:10] for row in rows)
-    where = f"{first['cpu']}, {first['threads']} thread(s), torch {first['versions']['torch']}, {last}."
-    return "\n\n".join([*parts, where]) + "\n"
-
-
-def _cell(found: list[float], sign: str = "") -> str:
-    return f"{mean(found):{sign}.1f}{f' ± {stdev(found):.1f}' if len(found) > 1 else ''}"
+    return "\n\n".join([*parts, tables.where(rows)]) + "\n"
