@@ -162,7 +162,7 @@ class RecipeArguments(TrainingArguments):  # type: ignore[misc]
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the head (full: 5e-5, everything)."})
     num_train_epochs: float = field(default=30.0, metadata={"help": "Epochs."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size per device."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Training batch size per device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size per device."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1: part of all steps."})
