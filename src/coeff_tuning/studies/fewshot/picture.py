@@ -17,14 +17,14 @@ _COMBINED = "#009E73"
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """A panel for each setting: every seed of every method as a dot, the means as bars.
+    """A panel for each setting that was compared: every seed of every method as a dot, the means as bars.
 
     Args:
         rows: final rows.
         path: PNG to write.
     """
     main = [row for row in rows if row["method"] in MAIN]
-    names = scores.settings_of(main)
+    names = scores.settings_of([row for row in main if row["method"] not in (PROBE, FROZEN)])
     columns = len(names) if len(names) < 4 else 2 if len(names) == 4 else 3
     lines = -(-len(names) // columns)
     canvas = figure(3.7 * columns, 3.3 * lines + 0.5)
