@@ -116,7 +116,7 @@ def _add_fewshot(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _FEWSHOT_EXAMPLE
     parser.add_argument("--settings", default=",".join(DEFAULT), help="names and config files of train, by commas")
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="folders that settings need")
-    parser.add_argument("--methods", default="main", help="a set (main, ablation, combination, defaults), or some, by commas")
+    parser.add_argument("--methods", default="main", help="main, ablation, combination, defaults, or names")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas; a language model takes three")
     parser.add_argument("--report", action="store_true", help="train nothing: tables and figure from stored rows")
     parser.add_argument("--output_dir", default="runs/fewshot", help="for rows, search.jsonl, summary.md, fewshot.png")

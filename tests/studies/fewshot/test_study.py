@@ -13,7 +13,7 @@ import yaml
 
 from coeff_tuning import cli
 from coeff_tuning.studies import rows
-from coeff_tuning.studies.fewshot import methods, study
+from coeff_tuning.studies.fewshot import methods, scores, study
 from coeff_tuning.studies.fewshot.settings import KNOWN, make
 
 HEADS, LAYERS = 4, 2  # of the tiny models
@@ -80,7 +80,7 @@ def test_every_method_on_images_and_on_a_language_model(
             (best,) = [t for t in tried if t["settings"] == row["settings"] and is_same(t, row)]
             others = [t for t in tried if is_same(t, row)]
             assert row["validation"] == best["accuracy" if row["setting"] == "shapes" else "perplexity"]
-            assert all(study._rank(best) >= study._rank(other) for other in others)
+            assert all(scores.rank(best) >= scores.rank(other) for other in others)
     assert found["shapes", "coeff"]["data"]["files"] == sum(path.is_file() for path in colours.rglob("*"))
     assert found["shapes", "coeff"]["flags"]["dataset"] == "shapes"
     printed = capsys.readouterr().out
