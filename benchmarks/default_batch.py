@@ -57,14 +57,16 @@ def page(found: list[rows.Row]) -> str:
     return f"{tables.markdown(header, lines)}\n\n{tables.where(found)}\n"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="for search.jsonl and summary.md")
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER", help="emoji and clothing; runs them")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     grid = Grid("defaults", arguments.output_dir)
     if arguments.data:
         run(grid, settings.parse_folders(arguments.data))
+    if not grid.stored["search"]:
+        parser.error(f"there are no rows in {arguments.output_dir} yet; give --data to run")
     text = page(grid.stored["search"])
     rows.write_text(arguments.output_dir / "summary.md", text)
     print(text)

@@ -32,6 +32,8 @@ def main(argv: list[str]) -> None:
     for label in range(10):
         values = json.loads((package / "src" / found[0] / f"{label}.json").read_text(encoding="utf-8"))["data"]
         images = np.asarray(values).reshape(-1, SIDE, SIDE)[: TRAIN + TEST] * (255 / WHITE[found[0]])
+        if len(images) < TRAIN + TEST:
+            sys.exit(f"{package}: class {label} must have at least {TRAIN + TEST} images; it has {len(images)}")
         for index, image in enumerate(images.round().astype("uint8")):
             target = out / ("train" if index < TRAIN else "test") / str(label) / f"{index}.png"
             target.parent.mkdir(parents=True, exist_ok=True)

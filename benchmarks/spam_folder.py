@@ -21,15 +21,17 @@ def main(argv: list[str]) -> None:
     if out.exists():
         sys.exit(f"{out} exists; choose a folder that does not")
     halves: tuple[list[list[str]], list[list[str]]] = ([], [])
-    for line in (package / "dataSet.txt").read_text(encoding="utf-8").splitlines():
+    lines = (package / "dataSet.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
         label, tab, message = line.partition("\t")
-        if tab:
-            halves[hashlib.sha256(message.encode()).digest()[0] % 2].append([label, message])
+        if not tab:
+            sys.exit(f"{package / 'dataSet.txt'}, line {number} must be label, tab, message; got {line[:60]!r}")
+        halves[hashlib.sha256(message.encode()).digest()[0] % 2].append([label, message])
     out.mkdir(parents=True)
-    for name, lines in zip(("train", "test"), halves, strict=True):
+    for name, half in zip(("train", "test"), halves, strict=True):
         with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["label", "text"], *lines])
-        print(f"{len(lines):5d}  {name}")
+            csv.writer(file).writerows([["label", "text"], *half])
+        print(f"{len(half):5d}  {name}")
 
 
 if __name__ == "__main__":

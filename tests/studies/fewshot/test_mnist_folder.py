@@ -35,3 +35,12 @@ def test_other_package(tmp_path: Path) -> None:
     main = runpy.run_path(str(SCRIPT))["main"]
     with pytest.raises(SystemExit, match="it has neither"):
         main([str(tmp_path), str(tmp_path / "out")])
+
+
+def test_too_few_images(tmp_path: Path) -> None:
+    folder = tmp_path / "src" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "0.json").write_text(json.dumps({"data": [0.0] * (150 * 784)}))
+    main = runpy.run_path(str(SCRIPT))["main"]
+    with pytest.raises(SystemExit, match="class 0 must have at least 160 images; it has 150"):
+        main([str(tmp_path), str(tmp_path / "out")])

@@ -27,3 +27,11 @@ def test_halves(tmp_path: Path) -> None:
     assert not texts[0] & texts[1]
     with pytest.raises(SystemExit, match="exists; choose a folder that does not"):
         main([str(tmp_path), str(tmp_path / "out")])
+
+
+def test_a_line_of_another_form_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dataSet.txt").write_text("good\thello\nno tab here\n", encoding="utf-8")
+    main = runpy.run_path(str(SCRIPT))["main"]
+    with pytest.raises(SystemExit, match="line 2 must be label, tab, message; got 'no tab here'"):
+        main([str(tmp_path), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -50,7 +50,7 @@ _SHORT: dict[str, dict[str, Any]] = {
         "head_start": "probe",
     },
 }
-# Data on which nothing had been measured before the defaults of `train` were chosen; all its other flags are at these.
+# Data that no default of `train` was chosen on; flags that are not named here are at these.
 _UNSEEN: dict[str, dict[str, Any]] = {
     "fashion": {
         "task": "image-classification",
