@@ -170,3 +170,12 @@ def test_scale_weighs_the_difference_from_the_identity(parameterization: str, is
     torch.testing.assert_close(coeff(), torch.eye(5) - 0.3 * (trained - torch.eye(5)))
     layer.unscale_layer()
     torch.testing.assert_close(coeff(), trained)
+
+
+def test_lora_of_peft_after_coefficients_is_refused_before_a_save_loses_them(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    unet = load(made["folder"] / "sdxl").unet
+    model = get_peft_model(get_peft_model(unet, CoeffConfig()), LoraConfig(target_modules=["to_q"]))
+    with pytest.raises(CombinationError, match="Coefficients must be attached after the other PEFT method"):
+        model.save_pretrained(tmp_path)

@@ -73,7 +73,8 @@ def _before_pass(model: nn.Module, args: Any) -> None:
 
 
 def _before_save(model: nn.Module, prefix: str, keep_vars: bool) -> None:
-    if not hasattr(model, "load_lora_adapter"):  # diffusers reads the state dict while it loads
+    # diffusers reads the state dict of its model while it loads LoRA; PEFT saves it as a part of a PeftModel.
+    if prefix or not hasattr(model, "load_lora_adapter"):
         _require_order(model)
 
 
